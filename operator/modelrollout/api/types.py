@@ -22,6 +22,7 @@ from pydantic import (
     PlainSerializer,
     ValidationInfo,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
@@ -157,6 +158,14 @@ class Model(BaseModel):
         use_attribute_docstrings=True,
         ser_json_inf_nan="null",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any, info: ValidationInfo) -> Any:
+        # The API server prunes nulls before it applies defaults; files read offline must mean the same.
+        if isinstance(data, Mapping) and (info.context or {}).get("wire"):
+            return {key: value for key, value in data.items() if value is not None}
+        return data
 
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> Self:

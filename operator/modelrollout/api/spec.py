@@ -1,0 +1,450 @@
+"""`spec` of a ModelRollout, v1alpha1: the only source of the CRD, of docs/api.md and of every default.
+
+Docstrings below fields become the descriptions that `kubectl explain` prints. Inside unions (traffic, strategy, the kind
+of a metric) a default exists in memory only: a default written into the stored object would make a later second member
+look like "two of them". Rules over several fields stand in `rules.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from .types import Bool, DecimalString, Duration, JsonObject, Model, Percent
+
+GROUP = "modelrollout.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "ModelRollout"
+PLURAL = "modelrollouts"
+
+MetricKind = Literal["ratio", "score", "latency", "guardrail"]
+Router = Literal["gatewayAPI", "podRatio"]
+
+DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_HOSTNAME = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+
+DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)]
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=_SUBDOMAIN)]
+Hostname = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=_HOSTNAME)]
+LabelName = Annotated[
+    str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")
+]
+HeaderName = Annotated[
+    str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$")
+]
+PortNumber = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Selector = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+class ModelSource(Model):
+    """Which model is released; part of the revision, so changing it starts a rollout."""
+
+    name: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Name of the model, given to the pods as MODEL_NAME."""
+    version: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Version of the model, given to the pods as MODEL_VERSION."""
+    uri: Annotated[str, StringConstraints(max_length=2048)] | None = None
+    """Where the model is loaded from, given to the pods as MODEL_URI."""
+
+
+class Workload(Model):
+    """The pods that serve the model."""
+
+    replicas: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1
+    """Pods that carry all of the traffic. An autoscaler writes it through the scale subresource. During a rollout there
+    are more: the baseline keeps its size while the candidate grows, unless the workload is elastic."""
+    min_ready_seconds: Annotated[int, Field(strict=True, ge=0, le=86_400)] = 0
+    """Seconds that a pod must be ready before it counts as available."""
+    elastic: Bool = False
+    """True: the baseline shrinks as the candidate grows, for scarce accelerators. The way back then waits for pods."""
+    template: JsonObject = Field(default_factory=dict)
+    """The pod template, as in a Deployment. MODEL_NAME, MODEL_VERSION and MODEL_URI are set as environment variables
+    where the template does not set them. Part of the revision, so changing it starts a rollout."""
+
+
+class ServicePort(Model):
+    """A port of the Services that the operator makes."""
+
+    name: DnsLabel = "http"
+    """Name of the port; ports need different names."""
+    port: PortNumber
+    """Port that callers use."""
+    target_port: (
+        PortNumber | Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)] | None
+    ) = None
+    """Number or name of the container's port; left out: the same as `port`."""
+
+    @property
+    def target(self) -> int | str:
+        """`target_port`, or what it means when it is left out."""
+        return self.port if self.target_port is None else self.target_port
+
+
+class Service(Model):
+    """The Service for callers inside of the cluster, and the ports of each revision's Service."""
+
+    name: DnsLabel | None = None
+    """Name of the Service that follows the stable revision; left out: the name of the ModelRollout. It may not exist
+    already, unless it belongs to this ModelRollout."""
+    ports: Annotated[tuple[ServicePort, ...], Field(min_length=1, max_length=16)]
+    """Ports of the model server. Part of the revision."""
+
+
+class ParentRef(Model):
+    """A Gateway that the route is attached to."""
+
+    name: ObjectName
+    """Name of the Gateway."""
+    namespace: DnsLabel | None = None
+    """Namespace of the Gateway; left out: that of the ModelRollout."""
+    section_name: ObjectName | None = None
+    """Name of the Gateway's listener; left out: every listener that fits."""
+    port: PortNumber | None = None
+    """Port of the Gateway's listeners; left out: every port."""
+
+
+class PathMatch(Model):
+    """How the path of a request is matched."""
+
+    type: Literal["Exact", "PathPrefix", "RegularExpression"] = "PathPrefix"
+    """Kind of comparison."""
+    value: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = "/"
+    """What the path is compared with."""
+
+
+class HeaderMatch(Model):
+    """How a header of a request is matched."""
+
+    type: Literal["Exact", "RegularExpression"] = "Exact"
+    """Kind of comparison."""
+    name: HeaderName
+    """Name of the header; upper and lower case are the same."""
+    value: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    """What the header is compared with."""
+
+
+class RouteMatch(Model):
+    """Requests that the route takes; everything that is given must match."""
+
+    path: PathMatch = Field(default_factory=PathMatch)
+    """The path."""
+    headers: Annotated[tuple[HeaderMatch, ...], Field(min_length=1, max_length=16)] | None = None
+    """Headers, all of which must match."""
+    method: Literal["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"] | None = (
+        None
+    )
+    """The HTTP method; left out: every method."""
+
+
+class GatewayAPI(Model):
+    """The split is made by an HTTPRoute (gateway.networking.k8s.io/v1) that the operator owns."""
+
+    parent_refs: Annotated[tuple[ParentRef, ...], Field(min_length=1, max_length=8)]
+    """Gateways that carry the traffic."""
+    hostnames: Annotated[tuple[Hostname, ...], Field(max_length=16)] = ()
+    """Host names that the route takes; left out: those of the Gateway's listeners."""
+    matches: Annotated[tuple[RouteMatch, ...], Field(max_length=8)] = ()
+    """Requests that the route takes; left out: every request."""
+    port: DnsLabel | None = None
+    """Name of the service port that is routed to; needed when there are several."""
+
+
+class PodRatio(Model):
+    """The split is made by the ratio of ready pods behind one Service; needs no router, and splits connections."""
+
+
+class Traffic(Model):
+    """How requests are split between baseline and candidate: one of its members; left out: podRatio."""
+
+    gateway_api: GatewayAPI | None = Field(default=None, alias="gatewayAPI")
+    """The split is made by an HTTPRoute (gateway.networking.k8s.io/v1) that the operator owns."""
+    pod_ratio: PodRatio | None = None
+    """The split is made by the ratio of ready pods behind one Service; needs no router, and splits connections."""
+
+    @property
+    def router(self) -> Router:
+        """The member that is set, or podRatio."""
+        return "gatewayAPI" if self.gateway_api is not None else "podRatio"
+
+
+class Step(Model):
+    """A weight, and what must have happened before the next one."""
+
+    name: DnsLabel | None = None
+    """A name for messages and events."""
+    weight: Annotated[int, Field(strict=True, ge=1, le=99)]
+    """Share of the requests, in percent, that the candidate gets. Not 100: without a baseline nothing can be compared,
+    and the candidate is promoted by itself after the last step."""
+    duration: Duration = 0.0
+    """Least time at this weight, counted while requests really are split this way."""
+    min_requests: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Least number of requests to the candidate in this step."""
+    approval: Bool = False
+    """True: at its end the step waits for the annotation modelrollout.dev/approve."""
+
+
+class Canary(Model):
+    """A growing share of the requests goes to the candidate."""
+
+    steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=32)] | None = None
+    """The steps, with weights that do not fall; left out: planned from the evidence, up to maxWeight."""
+    max_weight: Annotated[int, Field(strict=True, ge=1, le=99)] = 50
+    """Largest weight of planned steps, in percent. Written steps are not bound by it."""
+
+
+class Strategy(Model):
+    """How a candidate takes over: one of its members; left out: canary with planned steps."""
+
+    canary: Canary = Field(default_factory=Canary)
+    """A growing share of the requests goes to the candidate."""
+
+
+class Arms(Model):
+    """How the series of baseline and candidate are told apart."""
+
+    label: LabelName = "pod"
+    """Label of every series that names the pod it comes from."""
+
+
+class Ratio(Model):
+    """A share of bad requests, from two counters."""
+
+    bad: Selector
+    """PromQL series selector of the counter of bad requests, like http_requests_total{code=~"5.."}. Not an expression:
+    the matchers for the namespace and the revision are added, and raw samples are read."""
+    total: Selector
+    """PromQL series selector of the counter of all requests."""
+
+
+class Score(Model):
+    """The mean of a bounded value, such as accuracy, from a sum and a count."""
+
+    sum: Selector
+    """PromQL series selector of the sum of the values."""
+    count: Selector
+    """PromQL series selector of the number of values."""
+    min: DecimalString = 0.0
+    """Least value that one request can have."""
+    max: DecimalString = 1.0
+    """Greatest value that one request can have."""
+    better: Literal["Higher", "Lower"] = "Higher"
+    """Which values are good."""
+
+
+class Latency(Model):
+    """How long requests take, from a classic histogram."""
+
+    histogram: Selector
+    """PromQL series selector of the histogram, without the suffix _bucket."""
+    slo: Duration
+    """The time within which a request should be answered. If it is no bound of a bucket, the next lower one counts."""
+
+
+class Guardrail(Model):
+    """A threshold on any number; it carries no error bound, so prefer the other kinds where they fit."""
+
+    query: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    """PromQL with one number as its result. {{candidate.pods}}, {{baseline.pods}}, {{candidate.revision}}, {{namespace}}
+    and {{name}} are filled in; a matcher for the namespace is added to each of its selectors."""
+    min: DecimalString | None = None
+    """Least number that is fine; left out: none."""
+    max: DecimalString | None = None
+    """Greatest number that is fine; left out: none."""
+    failures: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
+    """Polls in a row outside of the bounds that roll back."""
+
+
+class Tolerance(Model):
+    """How much worse than the baseline: within `baseline × ratio + absolute`."""
+
+    ratio: DecimalString | None = None
+    """Factor on the baseline's share of bad requests; at least "1"."""
+    absolute: DecimalString | None = None
+    """Share of requests that is added; for a score, a share of its range."""
+
+
+class Margin(Model):
+    """What counts as harm, and what is accepted."""
+
+    harm: Tolerance = Field(default_factory=Tolerance)
+    """Proven beyond this, the candidate is rolled back. Left out: the smaller of the kind's default and accept."""
+    accept: Tolerance = Field(default_factory=Tolerance)
+    """Proven within this, the candidate may be promoted. Left out: the kind's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """The tolerances of a metric with all defaults applied; ratios are factors, absolutes are shares of requests."""
+
+    harm_ratio: float
+    harm_absolute: float
+    accept_ratio: float
+    accept_absolute: float
+
+
+@dataclass(frozen=True, slots=True)
+class _DefaultMargins:
+    harm_ratio: float
+    harm_absolute: float | None  # None: a tenth of accept's
+    accept_ratio: float
+    accept_absolute: float
+
+
+DEFAULT_MARGINS: dict[MetricKind, _DefaultMargins] = {
+    "ratio": _DefaultMargins(1.05, None, 1.25, 0.0025),
+    "score": _DefaultMargins(1.0, 0.0025, 1.0, 0.01),
+    "latency": _DefaultMargins(1.25, 0.0025, 1.5, 0.005),
+}
+
+
+def effective_margins(kind: MetricKind, margin: Margin) -> Margins:
+    """The tolerances that hold for a metric of this kind. Raises KeyError for a guardrail, which has none."""
+    default = DEFAULT_MARGINS[kind]
+    ratio, absolute = margin.accept.ratio, margin.accept.absolute
+    accept_ratio = default.accept_ratio if ratio is None else ratio
+    accept_absolute = default.accept_absolute if absolute is None else absolute
+    harm_absolute = accept_absolute / 10 if default.harm_absolute is None else default.harm_absolute
+    return Margins(
+        harm_ratio=_given(margin.harm.ratio, otherwise=min(default.harm_ratio, accept_ratio)),
+        harm_absolute=_given(margin.harm.absolute, otherwise=min(harm_absolute, accept_absolute)),
+        accept_ratio=accept_ratio,
+        accept_absolute=accept_absolute,
+    )
+
+
+def _given(value: float | None, *, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+class Metric(Model):
+    """Something that baseline and candidate are compared by: a name and one kind."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=DNS_LABEL)]
+    """Name of the metric in messages and status; each metric has another one."""
+    ratio: Ratio | None = None
+    """A share of bad requests, from two counters."""
+    score: Score | None = None
+    """The mean of a bounded value, such as accuracy, from a sum and a count."""
+    latency: Latency | None = None
+    """How long requests take, from a classic histogram."""
+    guardrail: Guardrail | None = None
+    """A threshold on any number; it carries no error bound, so prefer the other kinds where they fit."""
+    margin: Margin = Field(default_factory=Margin)
+    """How much worse the candidate may be; left out: the defaults of the metric's kind. Not for guardrails."""
+    weight: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
+    """The metric's part of the error bound falseRollback, relative to the other metrics'."""
+    dry_run: Bool = False
+    """True: the metric is judged and reported, and decides nothing."""
+
+    @property
+    def kind(self) -> MetricKind:
+        """Which member is set. Raises ValueError if none is, which `validate.parse` refuses."""
+        for kind in ("ratio", "score", "latency", "guardrail"):
+            if getattr(self, kind) is not None:
+                return kind
+        raise ValueError(f"metric {self.name} has no kind: give it one of ratio, score, latency, guardrail")
+
+    @property
+    def gating(self) -> bool:
+        """Whether the metric takes part in decisions."""
+        return not self.dry_run
+
+    @property
+    def margins(self) -> Margins:
+        """The tolerances with all defaults applied. Raises KeyError for a guardrail, which has none."""
+        return effective_margins(self.kind, self.margin)
+
+
+class Analysis(Model):
+    """How the candidate is compared with the baseline."""
+
+    mode: Literal["On", "Off"] = "On"
+    """Off: nothing is compared, and what is promoted is marked as unproven."""
+    prometheus: DnsLabel = "default"
+    """Name of a Prometheus server that the operator was configured with."""
+    interval: Duration = 15.0
+    """Time between two looks; not less than scrapeInterval."""
+    scrape_interval: Duration = 15.0
+    """How often Prometheus scrapes the pods."""
+    settle: Duration = 30.0
+    """Every request has ended within this; not less than the time-out of requests (for language models 60s to 120s)."""
+    warmup: Duration = 30.0
+    """Samples of a pod are ignored for this long after it was ready for the first time."""
+    false_rollback: DecimalString = 0.01
+    """Bound on the probability to roll back a model that is within tolerance, over the whole rollout."""
+    false_promotion: DecimalString = 0.05
+    """Bound on the probability to promote a model that is beyond the margin."""
+    deadline: Duration = 21_600.0
+    """Active time after which the comparison ends as onInconclusive says."""
+    on_inconclusive: Literal["Pause", "Promote", "Rollback"] = "Pause"
+    """What to do with a candidate that was proven neither harmful nor harmless within the deadline."""
+    outage: Duration = 1_800.0
+    """When metrics were missing for this long, the candidate's weight is set to 0 until they are back."""
+    exposure_budget: Duration = 120.0
+    """How cautiously planned steps grow: the time of full exposure to a harmful model that is accepted in the worst
+    case."""
+    arms: Arms = Field(default_factory=Arms)
+    """How the series of baseline and candidate are told apart."""
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=16)] = ()
+    """What the two are compared by; at least one unless mode is Off."""
+
+
+class Watch(Model):
+    """What happens after promotion: the old revision is kept for a while, and the comparison goes on."""
+
+    duration: Duration = 3_600.0
+    """How long the watch takes; 0s: none."""
+    holdback: Annotated[int, Field(strict=True, ge=0, le=50)] = 10
+    """Share of the requests, in percent, that the old revision keeps meanwhile, so that both can still be compared."""
+    standby: Percent = 100
+    """Size, in percent, that the old revision keeps when holdback is 0."""
+    on_alarm: Literal["Notify", "Rollback"] = "Notify"
+    """What an alarm does when holdback is 0 and only a before-and-after comparison is possible. With holdback, proven
+    harm always rolls back."""
+
+
+class Spec(Model):
+    """What is to be released, and how."""
+
+    model: ModelSource = Field(default_factory=ModelSource)
+    """Which model is released; part of the revision, so changing it starts a rollout."""
+    workload: Workload
+    """The pods that serve the model."""
+    service: Service
+    """The Service for callers inside of the cluster, and the ports of each revision's Service."""
+    traffic: Traffic = Field(default_factory=Traffic)
+    """How requests are split between baseline and candidate: one of its members; left out: podRatio."""
+    strategy: Strategy = Field(default_factory=Strategy)
+    """How a candidate takes over: one of its members; left out: canary with planned steps."""
+    analysis: Analysis = Field(default_factory=Analysis)
+    """How the candidate is compared with the baseline."""
+    watch: Watch = Field(default_factory=Watch)
+    """What happens after promotion: the old revision is kept for a while, and the comparison goes on."""
+    progress_deadline: Duration = 600.0
+    """The wanted pods must become ready, and the route be accepted, within this."""
+    drain_delay: Duration = 30.0
+    """Time between losing all traffic and losing pods."""
+    revision_history_limit: Annotated[int, Field(strict=True, ge=0, le=100)] = 10
+    """How many revisions that are no longer in use are kept."""
+    paused: Bool = False
+    """True: weight and clock are held. Proven harm still rolls back."""
+
+    def service_name(self, rollout: str) -> str:
+        """Name of the Service that follows the stable revision of the ModelRollout with this name."""
+        return self.service.name or rollout
+
+    @property
+    def routed_port(self) -> ServicePort:
+        """The service port that a router sends requests to."""
+        wanted = self.traffic.gateway_api.port if self.traffic.gateway_api else None
+        return next((port for port in self.service.ports if port.name == wanted), self.service.ports[0])
+
+    def without_template(self) -> dict[str, Any]:
+        """The wire form for `status.accepted`; `from_wire` reads it back, with an empty template."""
+        wire = self.to_wire()
+        del wire["workload"]["template"]
+        return wire
