@@ -1,0 +1,1 @@
+"""Real classifiers behind HTTP: the models that the lab releases, and their deliberately bad variants."""
