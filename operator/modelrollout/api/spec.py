@@ -7,10 +7,11 @@ look like "two of them". Rules over several fields stand in `rules.py`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from .types import Bool, DecimalString, Duration, JsonObject, Model, Percent
 
@@ -37,6 +38,33 @@ HeaderName = Annotated[
     str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$")
 ]
 PortNumber = Annotated[int, Field(strict=True, ge=1, le=65535)]
+_PORT_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+
+def _check_target_port(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
+    name = isinstance(value, str) and len(value) <= 15 and re.fullmatch(_PORT_NAME, value)
+    if not number and not name:
+        raise ValueError(
+            f"{value!r} is neither a port number from 1 to 65535 nor the name of a container's port"
+        )
+    return value
+
+
+TargetPort = Annotated[
+    int | str,
+    BeforeValidator(_check_target_port),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "minimum": 1,
+            "maximum": 65535,
+            "minLength": 1,
+            "maxLength": 15,
+            "pattern": _PORT_NAME,
+        }
+    ),
+]
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -73,9 +101,7 @@ class ServicePort(Model):
     """Name of the port; ports need different names."""
     port: PortNumber
     """Port that callers use."""
-    target_port: (
-        PortNumber | Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)] | None
-    ) = None
+    target_port: TargetPort | None = None
     """Number or name of the container's port; left out: the same as `port`."""
 
     @property
@@ -448,3 +474,20 @@ class Spec(Model):
         wire = self.to_wire()
         del wire["workload"]["template"]
         return wire
+
+
+UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {
+    Workload: ("template",),
+    Traffic: ("gateway_api", "pod_ratio"),
+    Strategy: ("canary",),
+    Metric: ("ratio", "score", "latency", "guardrail"),
+}
+"""Attributes of which at most one may be set; neither they nor anything inside has a default in the CRD."""
+
+LIST_KEYS: dict[tuple[type[Model], str], str] = {
+    (Service, "ports"): "name",
+    (RouteMatch, "headers"): "name",
+    (Analysis, "metrics"): "name",
+    (GatewayAPI, "hostnames"): "",
+}
+"""Lists whose items differ by this field, or (empty) are all different: `x-kubernetes-list-type` map and set."""

@@ -1,0 +1,323 @@
+"""Rules over several fields, each once: as CEL for the API server, and as Python for files that no API server has seen.
+
+CEL refuses a bad manifest at `kubectl apply`; Python refuses it in the CLI, and in the operator when an older CRD let it
+through. Both speak with the same sentence, which names the field and the mend. A rule that is only in one of the two forms
+would drift, so they stand side by side and one table of bad manifests tests both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Generic, TypeVar
+
+from .spec import (
+    Analysis,
+    Canary,
+    Guardrail,
+    Latency,
+    Metric,
+    PathMatch,
+    Ratio,
+    Score,
+    Service,
+    Spec,
+    Tolerance,
+    Traffic,
+    Workload,
+)
+from .types import Model, format_duration
+
+M = TypeVar("M", bound=Model)
+
+NAME_LENGTH = 52
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+NAME_MESSAGE = (
+    f"metadata.name must start with a letter, have only a-z, 0-9 and -, and be at most {NAME_LENGTH} characters long, "
+    "because names of Services are made from it: choose another name"
+)
+NAME_CEL = f"self.metadata.name.size() <= {NAME_LENGTH} && self.metadata.name.matches('{NAME_PATTERN}')"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Generic[M]):
+    """One rule on a part of the spec; `field` is the camelCase path below that part that a person has to mend."""
+
+    on: type[M]
+    field: str
+    message: str
+    cel: str
+    holds: Callable[[M], bool]
+
+
+def _present(path: str) -> str:
+    """CEL: every part of this path is there."""
+    names = path.split(".")
+    return " && ".join(f"has(self.{'.'.join(names[: end + 1])})" for end in range(len(names)))
+
+
+def _unless_absent(path: str, cel: str) -> str:
+    return f"!({_present(path)}) || ({cel})"
+
+
+def _duration_at_least(on: type[M], field: str, attribute: str, least: float, why: str) -> Rule[M]:
+    bound = format_duration(least)
+    return Rule(
+        on,
+        field,
+        f"{field} must be at least {bound}: {why}",
+        _unless_absent(field, f"duration(self.{field}) >= duration('{bound}')"),
+        lambda part: bool(getattr(part, attribute) >= least),
+    )
+
+
+def _not_shorter(field: str, attribute: str, than: str, other: str, why: str) -> Rule[Analysis]:
+    return Rule(
+        Analysis,
+        field,
+        f"{field} must not be shorter than {than}: {why}",
+        f"!has(self.{field}) || !has(self.{than}) || duration(self.{field}) >= duration(self.{than})",
+        lambda analysis: bool(getattr(analysis, attribute) >= getattr(analysis, other)),
+    )
+
+
+def _probability(field: str, attribute: str) -> Rule[Analysis]:
+    return Rule(
+        Analysis,
+        field,
+        f'{field} is a bound on a probability: it must be greater than "0" and at most "0.5"',
+        _unless_absent(field, f"double(self.{field}) > 0.0 && double(self.{field}) <= 0.5"),
+        lambda analysis: 0 < getattr(analysis, attribute) <= 0.5,
+    )
+
+
+_SELECTOR = r"^\s*([a-zA-Z_:][a-zA-Z0-9_:]*\s*(\{[\s\S]*\})?|\{[\s\S]*\})\s*$"
+
+
+def _selector(on: type[M], field: str) -> Rule[M]:
+    pattern = re.compile(_SELECTOR)
+    return Rule(
+        on,
+        field,
+        f"{field} must be a series selector like http_requests_total{{code=~'5..'}}, not an expression: "
+        "leave out functions and ranges, the operator reads raw samples",
+        f"self.{field}.matches(r'{_SELECTOR}')",
+        lambda part: pattern.fullmatch(getattr(part, field)) is not None,
+    )
+
+
+def _within(field: str, least: float, most: float, meaning: str) -> Rule[Tolerance]:
+    return Rule(
+        Tolerance,
+        field,
+        f'margin: {field} {meaning}: it must be at least "{least:g}" and at most "{most:g}"',
+        _unless_absent(field, f"double(self.{field}) >= {least} && double(self.{field}) <= {most}"),
+        lambda part: (value := getattr(part, field)) is None or least <= value <= most,
+    )
+
+
+_ACCEPT_RATIO = (
+    "(has(self.margin.accept) && has(self.margin.accept.ratio) ? double(self.margin.accept.ratio) : "
+    "has(self.ratio) ? 1.25 : has(self.latency) ? 1.5 : 1.0)"
+)
+_ACCEPT_ABSOLUTE = (
+    "(has(self.margin.accept) && has(self.margin.accept.absolute) ? double(self.margin.accept.absolute) : "
+    "has(self.ratio) ? 0.0025 : has(self.latency) ? 0.005 : 0.01)"
+)
+
+
+def _harm_within_accept(part: str, accept: str) -> Rule[Metric]:
+    field = f"margin.harm.{part}"
+    return Rule(
+        Metric,
+        field,
+        f"{field} must not be greater than margin.accept.{part} (or its default): what is proven harmless would be harm; "
+        "lower harm or raise accept",
+        _unless_absent(field, f"double(self.{field}) <= {accept}"),
+        lambda metric: _ordered(metric, part),
+    )
+
+
+def _ordered(metric: Metric, part: str) -> bool:
+    if metric.guardrail or not _one_kind(metric):
+        return True
+    margins = metric.margins
+    return bool(getattr(margins, f"harm_{part}") <= getattr(margins, f"accept_{part}"))
+
+
+def _provable(metric: Metric) -> bool:
+    if metric.guardrail or not _one_kind(metric):
+        return True
+    return metric.margins.accept_ratio > 1 or metric.margins.accept_absolute > 0
+
+
+def _one_kind(metric: Metric) -> bool:
+    return (
+        sum(kind is not None for kind in (metric.ratio, metric.score, metric.latency, metric.guardrail)) == 1
+    )
+
+
+def _port_is_known(spec: Spec) -> bool:
+    port = spec.traffic.gateway_api.port if spec.traffic.gateway_api else None
+    return port is None or any(port == known.name for known in spec.service.ports)
+
+
+def _port_is_clear(spec: Spec) -> bool:
+    route = spec.traffic.gateway_api
+    return route is None or route.port is not None or len(spec.service.ports) == 1
+
+
+def _step_names_differ(canary: Canary) -> bool:
+    names = [step.name for step in canary.steps or () if step.name]
+    return len(names) == len(set(names))
+
+
+RULES: tuple[Rule[Any], ...] = (
+    Rule(
+        Workload,
+        "template",
+        "workload.template is missing: write the pod template of the model server, as in a Deployment",
+        "has(self.template)",
+        lambda workload: bool(workload.template),
+    ),
+    Rule(
+        Service,
+        "ports",
+        "service.ports must have different numbers: change one of the equal ports",
+        "self.ports.all(p, self.ports.exists_one(q, q.port == p.port))",
+        lambda service: len({port.port for port in service.ports}) == len(service.ports),
+    ),
+    Rule(
+        Spec,
+        "traffic.gatewayAPI.port",
+        "traffic.gatewayAPI.port is needed when service.ports has several: name the one that is routed",
+        "!has(self.traffic) || !has(self.traffic.gatewayAPI) || has(self.traffic.gatewayAPI.port) "
+        "|| self.service.ports.size() == 1",
+        _port_is_clear,
+    ),
+    Rule(
+        Spec,
+        "traffic.gatewayAPI.port",
+        "traffic.gatewayAPI.port must be the name of one of service.ports: correct it or add the port",
+        _unless_absent(
+            "traffic.gatewayAPI.port", "self.service.ports.exists(p, p.name == self.traffic.gatewayAPI.port)"
+        ),
+        _port_is_known,
+    ),
+    Rule(
+        Traffic,
+        "",
+        "traffic takes only one of gatewayAPI and podRatio: remove the other",
+        "[has(self.gatewayAPI), has(self.podRatio)].filter(member, member).size() <= 1",
+        lambda traffic: traffic.gateway_api is None or traffic.pod_ratio is None,
+    ),
+    Rule(
+        PathMatch,
+        "value",
+        "matches.path.value must start with / unless matches.path.type is RegularExpression: put a / in front",
+        "(has(self.type) && self.type == 'RegularExpression') || !has(self.value) || self.value.startsWith('/')",
+        lambda path: path.type == "RegularExpression" or path.value.startswith("/"),
+    ),
+    Rule(
+        Canary,
+        "steps",
+        "canary.steps must have weights that do not fall: sort the steps by weight",
+        "!has(self.steps) || self.steps.map(step, step.weight).isSorted()",
+        lambda canary: all(one.weight <= two.weight for one, two in pairwise(canary.steps or ())),
+    ),
+    Rule(
+        Canary,
+        "steps",
+        "canary.steps must have different names: rename one of the steps or leave its name out",
+        "!has(self.steps) || self.steps.all(s, !has(s.name) || "
+        "self.steps.exists_one(t, has(t.name) && t.name == s.name))",
+        _step_names_differ,
+    ),
+    Rule(
+        Analysis,
+        "metrics",
+        "analysis.metrics needs at least one metric: add one, or set analysis.mode: Off to release without proof",
+        "(has(self.mode) && self.mode == 'Off') || (has(self.metrics) && self.metrics.size() > 0)",
+        lambda analysis: analysis.mode == "Off" or len(analysis.metrics) > 0,
+    ),
+    _duration_at_least(Analysis, "interval", "interval", 1.0, "a look at Prometheus is not free"),
+    _duration_at_least(
+        Analysis, "scrapeInterval", "scrape_interval", 1.0, "write what Prometheus is configured with"
+    ),
+    _not_shorter(
+        "interval", "interval", "scrapeInterval", "scrape_interval", "there is nothing new to see sooner"
+    ),
+    _not_shorter("deadline", "deadline", "interval", "interval", "nothing could ever be proven"),
+    _not_shorter("outage", "outage", "interval", "interval", "one failed look is no outage"),
+    _probability("falseRollback", "false_rollback"),
+    _probability("falsePromotion", "false_promotion"),
+    Rule(
+        Metric,
+        "",
+        "metrics: each takes exactly one of ratio, score, latency and guardrail: add one or remove the others",
+        "[has(self.ratio), has(self.score), has(self.latency), has(self.guardrail)].filter(kind, kind).size() == 1",
+        _one_kind,
+    ),
+    Rule(
+        Metric,
+        "margin",
+        "margin is not for a guardrail, which has only min and max: remove the margin",
+        "!(has(self.guardrail) && has(self.margin))",
+        lambda metric: metric.guardrail is None or metric.margin == type(metric.margin)(),
+    ),
+    _harm_within_accept("ratio", _ACCEPT_RATIO),
+    _harm_within_accept("absolute", _ACCEPT_ABSOLUTE),
+    Rule(
+        Metric,
+        "margin.accept",
+        'margin.accept of ratio "1" and absolute "0" can never be proven, not even for an equal model: raise one of them',
+        f"!has(self.margin) || has(self.guardrail) || {_ACCEPT_RATIO} > 1.0 || {_ACCEPT_ABSOLUTE} > 0.0",
+        _provable,
+    ),
+    _within("ratio", 1, 100, "is a factor on the baseline's share of bad requests"),
+    _within("absolute", 0, 0.5, "is a share of the requests"),
+    _selector(Ratio, "bad"),
+    _selector(Ratio, "total"),
+    _selector(Score, "sum"),
+    _selector(Score, "count"),
+    _selector(Latency, "histogram"),
+    Rule(
+        Latency,
+        "histogram",
+        "histogram must be named without its suffix _bucket: remove the suffix",
+        r"!self.histogram.matches(r'^\s*[^{]*_bucket\s*(\{|$)')",
+        lambda latency: not latency.histogram.partition("{")[0].strip().endswith("_bucket"),
+    ),
+    _duration_at_least(
+        Latency, "slo", "slo", 0.001, "it is the time within which a request should be answered"
+    ),
+    Rule(
+        Score,
+        "max",
+        "score.max must be greater than score.min: they bound the value that one request can have",
+        "double(has(self.min) ? self.min : '0') < double(has(self.max) ? self.max : '1')",
+        lambda score: score.min < score.max,
+    ),
+    Rule(
+        Guardrail,
+        "",
+        "guardrail needs min or max: write the greatest or least number that is fine",
+        "has(self.min) || has(self.max)",
+        lambda guardrail: guardrail.min is not None or guardrail.max is not None,
+    ),
+    Rule(
+        Guardrail,
+        "max",
+        "guardrail.max must not be less than guardrail.min: no number would be fine",
+        "!has(self.min) || !has(self.max) || double(self.min) <= double(self.max)",
+        lambda guardrail: guardrail.min is None or guardrail.max is None or guardrail.min <= guardrail.max,
+    ),
+    _duration_at_least(Spec, "progressDeadline", "progress_deadline", 1.0, "pods need time to start"),
+)
+
+
+def rules_of(part: type[Model]) -> tuple[Rule[Any], ...]:
+    """The rules on exactly this class, in the order in which they are reported."""
+    return tuple(rule for rule in RULES if rule.on is part)
