@@ -113,7 +113,7 @@ def _within(field: str, least: float, most: float, meaning: str) -> Rule[Toleran
         Tolerance,
         field,
         f'margin: {field} {meaning}: it must be at least "{least:g}" and at most "{most:g}"',
-        _unless_absent(field, f"double(self.{field}) >= {least} && double(self.{field}) <= {most}"),
+        _unless_absent(field, f"double(self.{field}) >= {least:.1f} && double(self.{field}) <= {most:.1f}"),
         lambda part: (value := getattr(part, field)) is None or least <= value <= most,
     )
 
@@ -241,6 +241,13 @@ RULES: tuple[Rule[Any], ...] = (
         "analysis.metrics needs at least one metric: add one, or set analysis.mode: Off to release without proof",
         "(has(self.mode) && self.mode == 'Off') || (has(self.metrics) && self.metrics.size() > 0)",
         lambda analysis: analysis.mode == "Off" or len(analysis.metrics) > 0,
+    ),
+    Rule(
+        Analysis,
+        "metrics",
+        "analysis.metrics must be empty when analysis.mode is Off: remove them, or set mode: On and mark them dryRun: true",
+        "!has(self.mode) || self.mode != 'Off' || !has(self.metrics) || self.metrics.size() == 0",
+        lambda analysis: analysis.mode == "On" or not analysis.metrics,
     ),
     _duration_at_least(Analysis, "interval", "interval", 1.0, "a look at Prometheus is not free"),
     _duration_at_least(

@@ -24,11 +24,13 @@ PLURAL = "modelrollouts"
 MetricKind = Literal["ratio", "score", "latency", "guardrail"]
 Router = Literal["gatewayAPI", "podRatio"]
 
-DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+_SERVICE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _HOSTNAME = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 
-DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)]
+ServiceName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_SERVICE_NAME)]
+DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_LABEL)]
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=_SUBDOMAIN)]
 Hostname = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=_HOSTNAME)]
 LabelName = Annotated[
@@ -38,12 +40,11 @@ HeaderName = Annotated[
     str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$")
 ]
 PortNumber = Annotated[int, Field(strict=True, ge=1, le=65535)]
-_PORT_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 
 def _check_target_port(value: Any) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
-    name = isinstance(value, str) and len(value) <= 15 and re.fullmatch(_PORT_NAME, value)
+    name = isinstance(value, str) and len(value) <= 15 and re.fullmatch(_LABEL, value)
     if not number and not name:
         raise ValueError(
             f"{value!r} is neither a port number from 1 to 65535 nor the name of a container's port"
@@ -61,11 +62,35 @@ TargetPort = Annotated[
             "maximum": 65535,
             "minLength": 1,
             "maxLength": 15,
-            "pattern": _PORT_NAME,
+            "pattern": _LABEL,
         }
     ),
 ]
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+# Kept as it is, but without containers nothing can run, and that much the API server can say at once.
+_KEPT: JsonObject = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+_TEMPLATE: JsonObject = {
+    "required": ["spec"],
+    "properties": {
+        "metadata": {**_KEPT, "description": "Labels and annotations of the pods."},
+        "spec": {
+            **_KEPT,
+            "description": "The pod, as in a Deployment.",
+            "required": ["containers"],
+            "properties": {
+                "containers": {
+                    "type": "array",
+                    "description": "The containers, the model server first.",
+                    "minItems": 1,
+                    "maxItems": 64,
+                    "items": {**_KEPT, "description": "A container, as in a Deployment."},
+                }
+            },
+        },
+    },
+}
 
 
 class ModelSource(Model):
@@ -89,8 +114,8 @@ class Workload(Model):
     """Seconds that a pod must be ready before it counts as available."""
     elastic: Bool = False
     """True: the baseline shrinks as the candidate grows, for scarce accelerators. The way back then waits for pods."""
-    template: JsonObject = Field(default_factory=dict)
-    """The pod template, as in a Deployment. MODEL_NAME, MODEL_VERSION and MODEL_URI are set as environment variables
+    template: JsonObject = Field(default_factory=dict, json_schema_extra=_TEMPLATE)
+    """The pod template, as in a Deployment; needed. MODEL_NAME, MODEL_VERSION and MODEL_URI are set as environment variables
     where the template does not set them. Part of the revision, so changing it starts a rollout."""
 
 
@@ -113,7 +138,7 @@ class ServicePort(Model):
 class Service(Model):
     """The Service for callers inside of the cluster, and the ports of each revision's Service."""
 
-    name: DnsLabel | None = None
+    name: ServiceName | None = None
     """Name of the Service that follows the stable revision; left out: the name of the ModelRollout. It may not exist
     already, unless it belongs to this ModelRollout."""
     ports: Annotated[tuple[ServicePort, ...], Field(min_length=1, max_length=16)]
@@ -349,7 +374,7 @@ def _given(value: float | None, *, otherwise: float) -> float:
 class Metric(Model):
     """Something that baseline and candidate are compared by: a name and one kind."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=DNS_LABEL)]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=_LABEL)]
     """Name of the metric in messages and status; each metric has another one."""
     ratio: Ratio | None = None
     """A share of bad requests, from two counters."""
@@ -389,7 +414,7 @@ class Analysis(Model):
     """How the candidate is compared with the baseline."""
 
     mode: Literal["On", "Off"] = "On"
-    """Off: nothing is compared, and what is promoted is marked as unproven."""
+    """Off, which takes no metrics: nothing is compared, and what is promoted is marked as unproven."""
     prometheus: DnsLabel = "default"
     """Name of a Prometheus server that the operator was configured with."""
     interval: Duration = 15.0
