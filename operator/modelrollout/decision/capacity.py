@@ -1,0 +1,268 @@
+"""How much weight each revision may carry and how many pods it is to have: safety rules S1–S4 and S9.
+
+Whatever the chain decided, what is committed has passed through here; effects compute no weight and no size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..api.conditions import EventReason
+from ..api.status import Phase, RevisionStatus, Weights
+from ..evidence.engine import raise_weight
+from .round import Round
+
+
+@dataclass(frozen=True, slots=True)
+class Pods:
+    """Pods of both sides at a weight, where pods are exchanged one for one."""
+
+    candidate: int
+    baseline: int
+
+    @property
+    def share(self) -> int:
+        """Share of the candidate's pods, in whole percent, rounded down."""
+        return 100 * self.candidate // (self.candidate + self.baseline)
+
+
+def _ceil(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
+
+
+def pods_at(round: Round, weight: int) -> Pods:
+    """Pods of both sides at a weight of the candidate, for pod ratio and elastic workloads."""
+    capacity = round.capacity
+    if weight >= 100:
+        return Pods(capacity, 0)
+    if round.phase in (Phase.PROMOTING, Phase.WATCHING):
+        baseline = max(1, _ceil((100 - weight) * capacity, 100))
+        return Pods(max(1, capacity - baseline), baseline)
+    wanted = capacity * weight // 100 if round.pod_ratio else _ceil(capacity * weight, 100)
+    candidate = max(1, wanted)
+    return Pods(candidate, max(1, capacity - candidate))
+
+
+def goal(round: Round) -> int:
+    """The weight that the candidate is to reach in the present phase, before the safety rules."""
+    if round.phase == Phase.PROMOTING:
+        weight = 100 - round.holdback
+    elif round.comparing and round.status.step is not None:
+        weight = 0 if round.status.parked else round.plan_step.weight
+    else:
+        return 0
+    return pods_at(round, weight).share if round.pod_ratio and weight else weight
+
+
+def needed(round: Round) -> int:
+    """Ready candidate pods that the goal needs (S2); 0 for a goal of 0."""
+    weight = goal(round)
+    if weight == 0:
+        return 0
+    if round.pod_ratio:
+        return pods_at(round, _step_weight(round)).candidate
+    at_raise = round.status.step.baseline_ready if round.status.step else 0
+    baseline = max(at_raise, round.view(round.status.stable).ready)
+    return max(1, _ceil(min(round.capacity, baseline) * weight, 100))
+
+
+def _step_weight(round: Round) -> int:
+    return 100 - round.holdback if round.phase == Phase.PROMOTING else round.plan_step.weight
+
+
+def _carried(weight: int, ready: int, wanted: int) -> int:
+    return weight if ready >= wanted else weight * ready // wanted
+
+
+def set_weights(round: Round) -> Round:
+    """The round with the weights that are to stand in the route."""
+    status = round.status
+    if round.phase in (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING) and status.candidate is not None:
+        return _forward(round)
+    if round.phase == Phase.WATCHING and status.previous is not None:
+        return _watching(round)
+    if round.phase == Phase.ROLLING_BACK and status.candidate is not None:
+        return _backward(round)
+    if status.stable is None:
+        return round
+    return round.put(weights=Weights(stable=100))
+
+
+def _forward(round: Round) -> Round:
+    """S1 and S2 for a candidate on its way to its goal."""
+    baseline, candidate = round.view(round.status.stable), round.view(round.status.candidate)
+    present = round.status.weights.candidate
+    if candidate.ready == 0 and baseline.ready == 0:
+        return round
+    if baseline.ready == 0:
+        return _emergency(round.put(weights=Weights(candidate=100)), role="candidate")
+    wanted, weight = needed(round), goal(round)
+    low = _carried(weight, candidate.ready, wanted)
+    high = _carried(weight, round.settled(round.status.candidate), wanted)
+    if present > weight and candidate.ready > 0:
+        # Coming from an emergency, the baseline gets back what its ready pods can carry.
+        back = 100 - min(100, 100 * baseline.ready // round.capacity)
+        chosen = min(present, max(low, back))
+    elif present > low:
+        chosen = low
+    elif round.may_raise and high > present and not _others_answer(round):
+        chosen = high
+    else:
+        chosen = present
+    return _move(round, chosen)
+
+
+def _others_answer(round: Round) -> bool:
+    """Whether pods of a retired revision would share the candidate's traffic when the Service drops its pin."""
+    if not round.pod_ratio or round.status.weights.candidate > 0:
+        return False
+    return any(round.seen.of(gone.revision).pods for gone in round.status.retiring)
+
+
+def _move(round: Round, weight: int) -> Round:
+    present = round.status.weights.candidate
+    moved = round.put(weights=Weights(stable=100 - weight, candidate=weight))
+    if weight <= present:
+        return moved
+    moved = moved.put_step(baseline_ready=min(round.capacity, round.view(round.status.stable).ready))
+    if moved.state is not None:
+        moved = replace(moved, state=raise_weight(moved.state, weight, round.now))
+    return moved
+
+
+def _emergency(round: Round, *, role: str) -> Round:
+    if round.before.weights == round.status.weights:
+        return round
+    return round.say(
+        EventReason.STABLE_UNAVAILABLE,
+        f"no pod of the serving revision is ready: all traffic goes to the {role}, which has ready pods",
+    )
+
+
+def _watching(round: Round) -> Round:
+    """S1 while watching, and the end of the watch."""
+    status = round.status
+    assert status.watch is not None
+    stable, previous = round.view(status.stable), round.view(status.previous)
+    present = status.weights.previous
+    if stable.ready == 0 and previous.ready == 0:
+        return round
+    if stable.ready == 0:
+        return _emergency(round.put(weights=Weights(previous=100)), role="previous revision")
+    weight = 0 if status.watch.ending else round.holdback
+    if round.pod_ratio and weight:
+        weight = 100 - pods_at(round, 100 - weight).share
+    if status.watch.ending and round.lean and stable.ready < round.capacity:
+        weight = present  # its pods are still needed to carry the traffic
+    pods = pods_at(round, 100 - weight).baseline if round.lean else _ceil(round.capacity * weight, 100)
+    low = _carried(weight, previous.ready, max(1, pods))
+    if present > low:
+        # Coming from an emergency, the serving revision gets back what its ready pods can carry.
+        back = 100 - min(100, 100 * stable.ready // round.capacity)
+        chosen = min(present, max(low, back)) if present > weight else low
+    elif round.settled(status.previous) >= pods:
+        chosen = weight
+    else:
+        chosen = present
+    return round.put(weights=Weights(stable=100 - chosen, previous=chosen))
+
+
+def _backward(round: Round) -> Round:
+    """S4: the candidate's weight falls as the baseline can take over, and never rises on the way back."""
+    status = round.status
+    baseline, candidate = round.view(status.stable), round.view(status.candidate)
+    present = status.weights.candidate
+    if baseline.ready == 0 and candidate.ready == 0:
+        return round
+    size = status.capacity_at_start or round.capacity
+    weight = min(present, 100 - min(100, 100 * baseline.ready // size))
+    late = (
+        status.rolling_back_since is not None
+        and round.now >= status.rolling_back_since + round.spec.progress_deadline
+    )
+    if baseline.ready and (late or candidate.ready == 0):
+        weight = 0
+    if baseline.ready == 0:
+        return _emergency(round.put(weights=Weights(candidate=100)), role="candidate")
+    return round.put(weights=Weights(stable=100 - weight, candidate=weight))
+
+
+def set_sizes(round: Round) -> Round:
+    """The round with the number of pods that each revision is to have; grown before weight, shrunk after it."""
+    status = round.status
+    sizes = {
+        Phase.PROGRESSING: _comparing_sizes,
+        Phase.PAUSED: _comparing_sizes,
+        Phase.PROMOTING: _promoting_sizes,
+        Phase.WATCHING: _watching_sizes,
+        Phase.ROLLING_BACK: _backward_sizes,
+    }
+    phase = round.phase
+    stable, candidate, previous = (
+        sizes[phase](round) if phase in sizes else (round.spec.workload.replicas, 0, 0)
+    )
+    return round.put(
+        stable=_sized(status.stable, stable, round),
+        candidate=_sized(status.candidate, candidate, round),
+        previous=_sized(status.previous, previous, round),
+    )
+
+
+def _sized(role: RevisionStatus | None, desired: int, round: Round) -> RevisionStatus | None:
+    if role is None:
+        return None
+    return role.model_copy(update={"desired": desired, "ready": round.view(role).ready})
+
+
+def _comparing_sizes(round: Round) -> tuple[int, int, int]:
+    status, capacity = round.status, round.capacity
+    assert status.candidate is not None
+    present = status.candidate.desired
+    if present == 0 and round.spec.paused:
+        return capacity, 0, 0  # nothing is created before somebody resumes
+    ready = round.view(status.candidate).ready
+    if round.view(status.stable).ready == 0 and ready > 0:
+        return capacity, capacity, 0  # S1: it carries everything, so it gets the size for it
+    weight = round.plan_step.weight
+    if not round.lean:
+        return capacity, max(present, 1, _ceil(capacity * weight, 100)), 0
+    pods = pods_at(round, weight)
+    # One surge pod: the candidate grows by one, then the baseline shrinks by one.
+    grown = max(present, min(pods.candidate, ready + 1))
+    return max(pods.baseline, capacity - round.settled(status.candidate)), grown, 0
+
+
+def _promoting_sizes(round: Round) -> tuple[int, int, int]:
+    status, capacity = round.status, round.capacity
+    assert status.candidate is not None
+    if not round.lean:
+        return capacity, capacity, 0
+    pods = pods_at(round, 100 - round.holdback)
+    grown = max(status.candidate.desired, min(pods.candidate, round.view(status.candidate).ready + 1))
+    return max(pods.baseline, capacity - round.settled(status.candidate)), grown, 0
+
+
+def _watching_sizes(round: Round) -> tuple[int, int, int]:
+    status, capacity = round.status, round.capacity
+    assert status.watch is not None
+    if round.holdback == 0:
+        return capacity, 0, _ceil(capacity * round.spec.watch.standby, 100)
+    if not round.lean:
+        return capacity, 0, capacity
+    pods = pods_at(round, 100 - round.holdback)
+    return (capacity if status.watch.ending else pods.candidate), 0, pods.baseline
+
+
+def _backward_sizes(round: Round) -> tuple[int, int, int]:
+    """The baseline grows to its size; the candidate keeps its pods until it has lost its traffic, unless they are in
+    the way of the baseline's."""
+    status, capacity = round.status, round.capacity
+    assert status.candidate is not None
+    present = status.candidate.desired
+    baseline, candidate = round.view(status.stable), round.view(status.candidate)
+    if round.lean and baseline.ready:
+        present = min(present, max(1, capacity - baseline.ready))
+    stuck = baseline.ready < capacity and any(text.startswith("Unschedulable") for text in baseline.waiting)
+    if stuck and candidate.pods <= present and present > 1:
+        present -= 1
+    return capacity, present, 0

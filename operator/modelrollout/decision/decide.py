@@ -1,0 +1,289 @@
+"""`decide`: from what was seen to what is committed. It holds all of the policy, does no I/O and reads no clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..api.conditions import EventReason, Reason
+from ..api.spec import Spec
+from ..api.status import PauseStatus, Phase, Status
+from .capacity import goal, needed, set_sizes, set_weights
+from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
+from .clocks import set_clocks
+from .plans import follow_plan
+from .report import FAILED_POLLS, report
+from .requests import read_requests
+from .round import Round
+from .transitions import adopt_serving, first_deployment
+from .types import (
+    DEFAULT_TIMING,
+    NOT_JUDGED,
+    Data,
+    Decision,
+    Judgement,
+    Observation,
+    Timing,
+    Wish,
+)
+
+ACTIVE = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING, Phase.ROLLING_BACK)
+
+
+def decide(
+    wish: Wish,
+    status: Status,
+    seen: Observation,
+    judged: Judgement = NOT_JUDGED,
+    *,
+    now: float,
+    timing: Timing = DEFAULT_TIMING,
+) -> Decision:
+    """One round. Raises nothing: whatever is wrong with the object becomes a condition.
+
+    `now` is epoch seconds. The returned status is `status` itself where nothing changed.
+    """
+    if wish.deleting:
+        return Decision(status=status, state=judged.state)
+    spec, refusal = _accepted_spec(wish, status)
+    if spec is None:
+        return _invalid(wish, status, refusal, now)
+    round = Round(
+        wish=wish,
+        spec=spec,
+        seen=seen,
+        judged=judged,
+        now=now,
+        timing=timing,
+        before=status,
+        status=status,
+        state=judged.state,
+        frozen=refusal is not None,
+        refusal=refusal,
+    )
+    round = _refusal_event(round)
+    if status.phase in (None, Phase.INVALID):
+        if refusal is not None:
+            return _invalid(wish, status, refusal, now)
+        round = _enter(read_requests(round))
+    else:
+        round = note_data(note_pods(follow_plan(apply_requests(read_requests(round)))))
+        round = run_chain(start_clock(round))
+    return _finish(round)
+
+
+def _finish(round: Round) -> Decision:
+    round = set_sizes(set_weights(round))
+    round = replace(
+        round,
+        status=set_clocks(
+            round.status,
+            step_runs=round.step_runs,
+            active_runs=round.active_runs,
+            watch_runs=round.watch_runs,
+            now=round.now,
+        ),
+    )
+    round = _weight_event(_progress_deadline(_retired(round)))
+    if not round.frozen:
+        round = round.put(accepted=round.spec.without_template())
+    round = report(round)
+    return Decision(
+        status=round.status,
+        state=round.state,
+        events=round.events,
+        link=round.link,
+        requeue_at=next_time(round),
+    )
+
+
+# The spec
+
+
+def _accepted_spec(wish: Wish, status: Status) -> tuple[Spec | None, tuple[Reason, str] | None]:
+    """The spec to act on, and why the present one is not it."""
+    if wish.spec is None:
+        return wish.fallback, (wish.reason or Reason.INVALID_SPEC, wish.problem)
+    old = wish.fallback
+    if old is None or status.phase not in ACTIVE:
+        return wish.spec, None
+    changed = []
+    if wish.spec.traffic != old.traffic:
+        changed.append("spec.traffic")
+    if wish.spec.service_name(wish.name) != old.service_name(wish.name):
+        changed.append("spec.service.name")
+    if not changed:
+        return wish.spec, None
+    why = f"{' and '.join(changed)} can't change during a rollout: put it back, or wait for its end, or abort"
+    return old, (Reason.NOT_NOW, why)
+
+
+def _refusal_event(round: Round) -> Round:
+    if round.refusal is None:
+        return round
+    reason, why = round.refusal
+    known = {c.message for c in round.status.conditions if c.type == "Accepted" and c.status == "False"}
+    return round if why in known else round.say(EventReason.INVALID, f"{reason}: {why}")
+
+
+def _invalid(wish: Wish, status: Status, refusal: tuple[Reason, str] | None, now: float) -> Decision:
+    """There is nothing to act on: neither a spec that was ever accepted nor a revision."""
+    blank = Round(
+        wish=wish,
+        spec=_BLANK,
+        seen=Observation(),
+        judged=NOT_JUDGED,
+        now=now,
+        timing=DEFAULT_TIMING,
+        before=status,
+        status=status,
+        frozen=True,
+        refusal=refusal or (Reason.INVALID_SPEC, "the spec can't be read"),
+    )
+    round = report(_refusal_event(read_requests(blank).put(phase=Phase.INVALID)))
+    return Decision(status=round.status, state=None, events=round.events)
+
+
+_BLANK = Spec.from_wire({"workload": {}, "service": {"ports": [{"port": 80}]}})
+
+
+def _enter(round: Round) -> Round:
+    """The first round of an object: a restored cluster goes on with what serves, else this is the first deployment."""
+    pinned = round.seen.pinned
+    if round.status.phase is None and pinned and round.seen.of(pinned).ready:
+        return run_chain(adopt_serving(round, pinned))
+    return first_deployment(round)
+
+
+# What was seen
+
+
+def apply_requests(round: Round) -> Round:
+    """The round with what approve, pause and resume ask for."""
+    if "approve" in round.asked:
+        round = round.put_step(approved=True)
+    if "pause" in round.asked and round.status.pause is None:
+        round = round.put(pause=PauseStatus(reason=Reason.USER_REQUEST, since=round.now))
+    pause = round.status.pause
+    if "resume" in round.asked and pause is not None:
+        round = round.put(pause=None).say(EventReason.RESUMED, "resumed by request")
+        if pause.reason == Reason.INCONCLUSIVE:
+            round = round.put(deadline_at=None, deadline_left=round.spec.analysis.deadline)
+        if pause.reason == Reason.TRAFFIC_MISMATCH:
+            round = round.put(split_off_since=None)
+    return round
+
+
+def note_pods(round: Round) -> Round:
+    """The round with losses of readiness counted: each time fewer pods are ready than the present weight needs."""
+    if not round.comparing or round.status.step is None or round.step.started_at is None:
+        return round
+    short = round.view(round.status.candidate).ready < needed(round)
+    if short == round.step.short:
+        return round
+    drops = min(UNSTABLE_LIMIT, round.step.ready_drops + 1) if short else round.step.ready_drops
+    return round.put_step(short=short, ready_drops=drops)
+
+
+def note_data(round: Round) -> Round:
+    """The round with the state of the data: outage, split, outlier."""
+    judged, status = round.judged, round.status
+    if judged.forecast is not None:
+        round = round.put(forecast=judged.forecast)
+    if judged.data is not Data.NONE:
+        round = round.put(
+            outage_since=judged.outage_since, failed_polls=min(judged.failed_polls, FAILED_POLLS)
+        )
+        if judged.outage_since is None and status.failed_polls >= FAILED_POLLS:
+            round = round.put(parked=False).say(EventReason.METRICS_RESTORED, "metrics can be read again")
+        elif judged.outage_since is None:
+            round = round.put(parked=False)
+        elif judged.failed_polls >= FAILED_POLLS > status.failed_polls:
+            round = round.say(EventReason.METRICS_UNAVAILABLE, judged.problem)
+        since = status.split_off_since if status.split_off_since is not None else round.now
+        round = round.put(split_off_since=since if judged.split_off and not round.pod_ratio else None)
+    if judged.assessment is not None and not judged.assessment.outlier:
+        round = round.put(outlier_since=None)
+    return round
+
+
+def start_clock(round: Round) -> Round:
+    """The round with the clock of the current step started, once its weight is routed."""
+    status = round.status
+    if not round.comparing or status.step is None or status.step.started_at is not None:
+        return round
+    weight = goal(round)
+    if status.parked or weight == 0 or status.weights.candidate != weight or not round.routed:
+        return round
+    known, restarts = status.step.restarts_at_start, round.view(status.candidate).restarts
+    return round.put_step(
+        started_at=round.now,
+        ends_at=round.now + round.plan_step.duration,
+        requests_at_start=counted_requests(round),
+        restarts_at_start=restarts if known is None else known,
+    )
+
+
+# What follows from the decision
+
+
+def _retired(round: Round) -> Round:
+    """The round without revisions whose time is over."""
+    kept = [gone for gone in round.status.retiring if gone.until > round.now]
+    return round if len(kept) == len(round.status.retiring) else round.put(retiring=kept)
+
+
+def _progress_deadline(round: Round) -> Round:
+    """The round with the progress deadline set or cleared (link 6 of the chain)."""
+    status = round.status
+    phase = status.phase
+    role = status.stable if phase in (Phase.PENDING, Phase.ROLLING_BACK) else status.candidate
+    if phase not in (*ACTIVE, Phase.PENDING) or phase == Phase.WATCHING or role is None or role.desired == 0:
+        return round if status.progress_deadline_at is None else round.put(progress_deadline_at=None)
+    old = _desired_before(round, role.revision)
+    written = status.weights == round.before.weights
+    there = role.ready >= role.desired and (round.seen.route.routed_since is not None) and written
+    if there:
+        return round.put(progress_deadline_at=None) if phase != Phase.ROLLING_BACK else round
+    lacking = role.desired > old or role.ready == 0 or round.seen.route.routed_since is None
+    if status.progress_deadline_at is None and lacking:
+        return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
+    return round
+
+
+def _desired_before(round: Round, revision: str) -> int:
+    before = (round.before.stable, round.before.candidate, round.before.previous)
+    return next((role.desired for role in before if role and role.revision == revision), 0)
+
+
+def _weight_event(round: Round) -> Round:
+    old, new = round.before.weights, round.status.weights
+    same_sides = round.before.phase == round.status.phase
+    if not same_sides or old == new or not round.comparing:
+        return round
+    return round.say(
+        EventReason.WEIGHT_CHANGED, f"candidate {old.candidate} % → {new.candidate} % ({round.waiting})"
+    )
+
+
+def next_time(round: Round) -> float | None:
+    """The next known time at which a round is due, apart from polls and events."""
+    status, timing = round.status, round.timing
+    times = [
+        status.step.ends_at if status.step else None,
+        status.deadline_at,
+        status.progress_deadline_at,
+        status.watch.ends_at if status.watch else None,
+        status.watch.latest if status.watch else None,
+        *(gone.until for gone in status.retiring),
+    ]
+    if status.rolling_back_since is not None:
+        times.append(status.rolling_back_since + round.spec.progress_deadline)
+    if status.split_off_since is not None:
+        times.append(status.split_off_since + timing.split_hold)
+    if status.outage_since is not None:
+        times.append(status.outage_since + round.spec.analysis.outage)
+    if round.seen.route.routed_since is not None:
+        times.append(round.seen.route.routed_since + timing.data_plane)
+    for role in (status.candidate, status.previous):
+        times.extend(since + timing.raise_after for since in round.view(role).ready_since)
+    return min((time for time in times if time is not None and time > round.now), default=None)

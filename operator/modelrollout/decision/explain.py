@@ -1,0 +1,84 @@
+"""Sentences for people: what was measured, what is missing, why it was decided."""
+
+from __future__ import annotations
+
+from ..api.status import Phase, RevisionStatus
+from ..evidence.verdict import Assessment, MetricAssessment
+from .round import Round
+
+
+def span(seconds: float) -> str:
+    """A length of time as a person would say it: 45s, 2m, 1h5m."""
+    whole = max(0, round(seconds))
+    if whole < 120:
+        return f"{whole}s"
+    hours, minutes = divmod((whole + 30) // 60, 60)
+    if not hours:
+        return f"{minutes}m"
+    return f"{hours}h{minutes}m" if minutes else f"{hours}h"
+
+
+def count(number: float) -> str:
+    """A count as a person would say it: 850, 3.1k, 2.4M."""
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def _ends(metric: MetricAssessment) -> str:
+    low = "0" if metric.low is None else f"{metric.low:.2f}"
+    high = "∞" if metric.high is None else f"{metric.high:.2f}"
+    return f"[{low}, {high}]"
+
+
+def ratio_text(metric: MetricAssessment) -> str:
+    """`errors 1.02x [0.81, 1.31]`."""
+    ratio = "?" if metric.ratio is None else f"{metric.ratio:.2f}"
+    return f"{metric.name} {ratio}x {_ends(metric)}"
+
+
+def evidence_summary(round: Round) -> str:
+    """What is known by gating metric, and what is still needed."""
+    assessment = round.judged.assessment
+    if round.spec.analysis.mode == "Off":
+        return "nothing is compared (analysis.mode is Off)"
+    if assessment is None or not any(m.gating for m in assessment.metrics):
+        return "no data yet" if round.spec.analysis.metrics else "nothing is compared"
+    return " · ".join(_metric_text(round, metric) for metric in assessment.metrics if metric.gating)
+
+
+def _metric_text(round: Round, metric: MetricAssessment) -> str:
+    if not metric.has_data and metric.candidate_requests == 0:
+        return f"{metric.name}: no data yet"
+    text = ratio_text(metric)
+    if metric.harmless:
+        return f"{text} harmless"
+    if metric.remaining is None or round.phase == Phase.WATCHING:
+        return text
+    more = f"{count(metric.remaining)} more requests"
+    weight = round.status.weights.candidate
+    if round.judged.rate and weight:
+        more += f" (~{span(metric.remaining / (round.judged.rate * weight / 100))})"
+    return f"{text}, {more} to prove harmless"
+
+
+def harm_summary(assessment: Assessment) -> str:
+    """Which metric is worse, by how much, from which counts."""
+    named = [m for m in assessment.metrics if m.name == assessment.harm_metric] or list(assessment.metrics)
+    return "; ".join(
+        f"{ratio_text(m)}: {m.candidate_bad:.0f} of {count(m.candidate_requests)} bad, "
+        f"baseline {m.baseline_bad:.0f} of {count(m.baseline_requests)}"
+        for m in named[:1]
+    )
+
+
+def pods_summary(round: Round, role: RevisionStatus | None) -> str:
+    """How many pods of a role are ready, and what keeps the others."""
+    view = round.view(role)
+    wanted = max(role.desired if role else 0, view.desired)
+    settled = round.settled(role)
+    if view.ready >= wanted and settled < wanted:
+        return f"{view.ready} of {wanted} pods ready, {round.timing.raise_after:g}s of readiness are awaited"
+    detail = f": {view.waiting[0]}" if view.waiting else ""
+    return f"{view.ready} of {wanted} pods ready{detail}"

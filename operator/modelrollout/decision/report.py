@@ -1,0 +1,196 @@
+"""What people and tools read: message, verdict, metrics and the conditions of kstatus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..api.conditions import ConditionType, Reason, Wanted, merge_conditions
+from ..api.status import MetricStatus, Phase
+from ..evidence.verdict import MetricAssessment
+from .chain import blind
+from .explain import evidence_summary, pods_summary
+from .round import Round
+
+FAILED_POLLS = 3  # in a row, before the condition MetricsAvailable falls
+
+
+def report(round: Round) -> Round:
+    """The round with everything in its status that is for reading only."""
+    status = round.status
+    roles = [role for role in (status.stable, status.candidate, status.previous) if role]
+    at_rest = status.phase in (Phase.HEALTHY, Phase.ROLLED_BACK, Phase.PENDING, Phase.INVALID)
+    baseline_and_candidate = sum(role.ready for role in roles)
+    replicas = baseline_and_candidate if at_rest else min(round.capacity, baseline_and_candidate)
+    round = round.put(
+        observed_generation=round.wish.generation,
+        message=_message(round)[:1024],
+        replicas=replicas,
+        selector=f"modelrollout.dev/rollout={round.wish.name}",
+        conditions=merge_conditions(
+            status.conditions, _conditions(round), generation=round.wish.generation, now=round.now
+        ),
+    )
+    return _metrics(round)
+
+
+def _metrics(round: Round) -> Round:
+    assessment = round.judged.assessment
+    if assessment is None and not round.judged.guardrails:
+        return round
+    tests = [_metric_status(round, metric) for metric in assessment.metrics] if assessment else []
+    guardrails = [
+        MetricStatus(
+            name=reading.name,
+            verdict="Harmful"
+            if reading.breached
+            else ("NoData" if reading.value is None else "Inconclusive"),
+            value=None if reading.value is None else f"{reading.value:g}",
+            message=reading.message or f"wanted {reading.bound}; no error bound",
+        )
+        for reading in round.judged.guardrails
+    ]
+    verdict = assessment.verdict.value if assessment else "Inconclusive"
+    return round.put(metrics=[*tests, *guardrails], verdict="NoData" if blind(round) else verdict)
+
+
+def _metric_status(round: Round, metric: MetricAssessment) -> MetricStatus:
+    def number(value: float | None) -> str | None:
+        return None if value is None else f"{value:.4g}"
+
+    return MetricStatus(
+        name=metric.name,
+        verdict=metric.verdict.value,
+        ratio=number(metric.ratio),
+        low=number(metric.low),
+        high=number(metric.high),
+        baseline_requests=round_count(metric.baseline_requests),
+        candidate_requests=round_count(metric.candidate_requests),
+        baseline_bad=number(metric.baseline_bad),
+        candidate_bad=number(metric.candidate_bad),
+        remaining=None if metric.remaining is None else round_count(metric.remaining),
+        message=round.judged.notes.get(metric.name),
+    )
+
+
+def round_count(value: float) -> int:
+    """A count as an integer."""
+    return int(value + 0.5)
+
+
+def _message(round: Round) -> str:
+    status = round.status
+    text = _phase_message(round)
+    if round.refusal and status.phase != Phase.INVALID:
+        return f"spec not accepted: {round.refusal[1]} ({text})"
+    return text
+
+
+def _phase_message(round: Round) -> str:
+    status, waiting = round.status, round.waiting
+    last = status.history[0] if status.history else None
+    match status.phase:
+        case Phase.PENDING:
+            return f"first deployment: {waiting}"
+        case Phase.PROGRESSING | Phase.PAUSED:
+            weight = status.weights.candidate
+            return (
+                f"step {round.step.display}: {weight} % · {waiting}"
+                if waiting
+                else f"step {round.step.display}: {weight} %"
+            )
+        case Phase.PROMOTING:
+            return f"promoting: {waiting}" if waiting else "promoting: the candidate takes over"
+        case Phase.WATCHING:
+            return f"promoted, watching ({status.weights.previous} % on the previous revision) · {waiting or evidence_summary(round)}"
+        case Phase.ROLLING_BACK:
+            return f"rolling back: {waiting or (last.message if last else '') or ''}"
+        case Phase.ROLLED_BACK:
+            why = f"{last.reason}: {last.message}" if last else ""
+            return f"rolled back: {why}"
+        case Phase.HEALTHY:
+            return _healthy_message(round)
+        case _:
+            return round.refusal[1] if round.refusal else ""
+
+
+def _healthy_message(round: Round) -> str:
+    stable = round.status.stable
+    ready, wanted = (stable.ready, stable.desired) if stable else (0, 0)
+    if ready < wanted:
+        return f"serving; {pods_summary(round, stable)}"
+    return f"{stable.model or stable.revision if stable else ''} serves with {ready} pods"
+
+
+def _conditions(round: Round) -> Iterator[Wanted]:
+    refused = round.refusal
+    yield (
+        Wanted(ConditionType.ACCEPTED, "False", refused[0], refused[1])
+        if refused
+        else Wanted(ConditionType.ACCEPTED, "True", Reason.ACCEPTED)
+    )
+    yield from _progress(round)
+    yield _metrics_available(round)
+    yield _traffic_verified(round)
+
+
+_READY = {
+    Phase.PENDING: ("Unknown", Reason.PENDING),
+    Phase.PROGRESSING: ("Unknown", Reason.PROGRESSING),
+    Phase.PAUSED: ("Unknown", Reason.PAUSED),
+    Phase.PROMOTING: ("Unknown", Reason.PROMOTING),
+    Phase.WATCHING: ("True", Reason.WATCHING),
+    Phase.HEALTHY: ("True", Reason.HEALTHY),
+    Phase.ROLLING_BACK: ("False", Reason.ROLLING_BACK),
+    Phase.ROLLED_BACK: ("False", Reason.ROLLED_BACK),
+    Phase.INVALID: ("False", Reason.INVALID),
+}
+
+
+def _progress(round: Round) -> Iterator[Wanted]:
+    """Ready, and at most one of Reconciling and Stalled."""
+    status = round.status
+    message = _phase_message(round)[:1024]
+    ready, reason = _READY[status.phase or Phase.PENDING]
+    why = round.reason or reason
+    late = status.progress_deadline_at is not None and round.now >= status.progress_deadline_at
+    stuck = late and status.phase in (Phase.PENDING, Phase.ROLLING_BACK)
+    if round.refusal or stuck or status.phase in (Phase.ROLLED_BACK, Phase.INVALID):
+        if round.refusal:
+            why, message = round.refusal
+        elif stuck:
+            why = Reason.PROGRESS_DEADLINE_EXCEEDED
+        yield Wanted(ConditionType.READY, "False", why, message)
+        yield Wanted(ConditionType.STALLED, "True", why, message)
+        return
+    if status.phase == Phase.HEALTHY and status.stable is not None and status.stable.ready == 0:
+        ready, reason = "False", Reason.STABLE_UNAVAILABLE
+    yield Wanted(ConditionType.READY, ready, reason, message)  # type: ignore[arg-type]
+    if status.phase not in (Phase.WATCHING, Phase.HEALTHY) or reason is Reason.STABLE_UNAVAILABLE:
+        yield Wanted(ConditionType.RECONCILING, "True", why, message)
+
+
+def _metrics_available(round: Round) -> Wanted:
+    status, kind = round.status, ConditionType.METRICS_AVAILABLE
+    if status.phase not in (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING):
+        return Wanted(kind, "Unknown", Reason.NOT_MEASURED)
+    if round.spec.analysis.mode == "Off":
+        return Wanted(kind, "Unknown", Reason.NOT_MEASURED, "analysis.mode is Off")
+    if status.failed_polls >= FAILED_POLLS:
+        named = {reason.value: reason for reason in Reason}
+        word = round.judged.problem.split(":", 1)[0]
+        reason = named.get(word, Reason.METRICS_UNAVAILABLE)
+        return Wanted(kind, "False", reason, round.judged.problem)
+    if round.judged.assessment is None and status.verdict is None:
+        return Wanted(kind, "Unknown", Reason.NOT_MEASURED, "nothing was polled yet")
+    return Wanted(kind, "True", Reason.METRICS_AVAILABLE)
+
+
+def _traffic_verified(round: Round) -> Wanted:
+    kind, route = ConditionType.TRAFFIC_VERIFIED, round.seen.route
+    if route.contested_by:
+        return Wanted(kind, "False", Reason.ROUTE_CONTESTED, f"{route.contested_by} keeps changing the route")
+    if round.judged.split_off:
+        return Wanted(kind, "False", Reason.TRAFFIC_MISMATCH, round.judged.split_off)
+    if round.seen.route.routed_since is None:
+        return Wanted(kind, "Unknown", Reason.AWAITING_ROUTE, route.problem or "")
+    return Wanted(kind, "True", Reason.TRAFFIC_VERIFIED)

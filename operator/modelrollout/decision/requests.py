@@ -1,0 +1,56 @@
+"""Requests by annotation: each change of a value is looked at once, and either applies to this very revision or is
+answered with an event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..api.conditions import EventReason
+from ..api.requests import BadRequest, Request, annotation_of, changed_requests, record_requests
+from ..api.status import Phase
+from .round import Round
+
+_COMPARING = (Phase.PROGRESSING, Phase.PAUSED)
+_PHASES = {
+    "approve": _COMPARING,
+    "promote": (*_COMPARING, Phase.WATCHING),
+    "abort": (*_COMPARING, Phase.PROMOTING, Phase.WATCHING),
+    "retry": (Phase.ROLLED_BACK,),
+    "pause": (*_COMPARING, Phase.WATCHING),
+    "resume": (*_COMPARING, Phase.WATCHING),
+}
+
+
+def read_requests(round: Round) -> Round:
+    """The round with the new requests that apply, all new ones recorded, and an event for each that does not.
+
+    On an object with an empty status all values found count as handled: they were meant for another life of it.
+    """
+    annotations = round.wish.annotations
+    recorded = round.put(requests=record_requests(annotations, round.status.requests))
+    if round.status.phase is None:
+        return recorded
+    for request in changed_requests(annotations, round.status.requests):
+        problem = request.problem if isinstance(request, BadRequest) else _mismatch(round, request)
+        if problem:
+            recorded = recorded.say(EventReason.REQUEST_IGNORED, problem)
+        elif isinstance(request, Request):
+            recorded = replace(recorded, asked={**recorded.asked, request.verb: request})
+    return recorded
+
+
+def _mismatch(round: Round, request: Request) -> str:
+    """Why a request does not apply; empty if it does."""
+    key, phase, status = annotation_of(request.verb), round.phase, round.status
+    if phase not in _PHASES[request.verb]:
+        return f"{key}: there is nothing to {request.verb} in phase {phase}"
+    if phase == Phase.ROLLED_BACK:
+        target = status.rejected.revision if status.rejected else None
+    else:
+        role = status.stable if phase == Phase.WATCHING else status.candidate
+        target = role.revision if role else None
+    if request.revision != target:
+        return f"{key} names revision {request.revision}, but it is {target} now: nothing was done"
+    if request.verb == "approve" and request.step != round.step.id:
+        return f"{key} names step {request.step}, but the current step is {round.step.id}: nothing was done"
+    return ""
