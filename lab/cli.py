@@ -1,0 +1,155 @@
+"""The commands of `python -m lab`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lab import build as builds
+from lab.lab import Lab, default_folder, read_state, start_detached
+from lab.process import LabError
+
+_folder = click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the lab keeps its state [<cache>/lab/default].",
+)
+
+
+def _parts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which parts a lab has."""
+    options = (
+        click.option("--no-prometheus", is_flag=True, help="Without Prometheus."),
+        click.option("--no-gateway", is_flag=True, help="Without gateway."),
+        click.option(
+            "--crowd", is_flag=True, help="Report every pod Ready and run no process, for tests of scale."
+        ),
+        click.option(
+            "--scrape-interval",
+            default=2.0,
+            show_default=True,
+            help="Prometheus' scrape interval in seconds.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def lab() -> None:
+    """A real Kubernetes on this machine: control plane, node, gateway and Prometheus as processes on loopback."""
+
+
+@lab.command()
+def build() -> None:
+    """Build what is missing: control plane, Prometheus, Helm; fetch the Gateway API's CRDs."""
+    builds.build(_say)
+    for name in builds.PROGRAMS:
+        _say(f"{name}: {builds.program(name)}")
+    _say(f"Gateway API: {builds.gateway_crds()}")
+
+
+@lab.command()
+@_folder
+@_parts
+def up(
+    folder: Path | None, no_prometheus: bool, no_gateway: bool, crowd: bool, scrape_interval: float
+) -> None:
+    """Start the lab in the background; find it running the second time."""
+    folder = (folder or default_folder()).resolve()
+    flags = {"--no-prometheus": no_prometheus, "--no-gateway": no_gateway, "--crowd": crowd}
+    arguments = [flag for flag, given in flags.items() if given] + ["--scrape-interval", str(scrape_interval)]
+    start_detached(folder, arguments, say=_say)
+    _describe(folder)
+
+
+@lab.command(hidden=True)
+@_folder
+@_parts
+def supervise(
+    folder: Path | None, no_prometheus: bool, no_gateway: bool, crowd: bool, scrape_interval: float
+) -> None:
+    """Run the lab in this process until SIGTERM or SIGINT."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    one = Lab(
+        folder,
+        prometheus=not no_prometheus,
+        gateway=not no_gateway,
+        crowd=crowd,
+        scrape_interval=scrape_interval,
+        supervised=True,
+        say=_say,
+    )
+    with one:
+        ended.wait()
+
+
+@lab.command()
+@_folder
+@click.option("--keep", is_flag=True, help="Keep the cluster's data for the next start.")
+def down(folder: Path | None, keep: bool) -> None:
+    """Stop the lab and leave no process of it; its logs stay."""
+    folder = (folder or default_folder()).resolve()
+    if read_state(folder) is None:
+        _say(f"no lab is up in {folder}")
+    Lab(folder).down(forget=not keep)
+    _say(f"lab is down; logs are in {folder / 'logs'}")
+
+
+@lab.command()
+@_folder
+def status(folder: Path | None) -> None:
+    """Say what runs, and how to reach it; exit code 1 if the lab is not up or a part of it is gone."""
+    folder = (folder or default_folder()).resolve()
+    state = read_state(folder)
+    if state is None:
+        _say(f"no lab is up in {folder}")
+        sys.exit(1)
+    _describe(folder)
+    gone = [name for name, pid in state["processes"].items() if not _alive(pid)]
+    for name, pid in state["processes"].items():
+        _say(f"{name:24} process {pid}{' is gone' if name in gone else ''}")
+    sys.exit(1 if gone else 0)
+
+
+def _describe(folder: Path) -> None:
+    state = read_state(folder)
+    if state is None:
+        return
+    _say(f"export KUBECONFIG={state['kubeconfig']}")
+    for part in ("server", "prometheus", "gateway"):
+        if state[part]:
+            _say(f"{part:12} {state[part]}")
+    _say(f"{'logs':12} {folder / 'logs'}")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _say(line: str) -> None:
+    click.echo(line)
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run the command line; what goes wrong in the lab is one sentence and exit code 1."""
+    try:
+        lab(prog_name="python -m lab")
+    except LabError as error:
+        click.echo(f"lab: {error}", err=True)
+        sys.exit(1)
