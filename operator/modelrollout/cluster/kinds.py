@@ -12,6 +12,10 @@ from urllib.parse import quote
 
 Object = dict[str, Any]
 
+ROLLOUT_LABEL = "modelrollout.dev/rollout"
+REVISION_LABEL = "modelrollout.dev/revision"
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modelrollout.cluster.kinds import REVISION_LABEL, ROLLOUT_LABEL
 from modelrollout.cluster.times import seconds_of
 
-REVISION_LABEL = "modelrollout.dev/revision"
 MESSAGE_LENGTH = 300
 
 
@@ -73,7 +73,7 @@ def strip(obj: Mapping[str, Any]) -> Pod:
         namespace=str(metadata.get("namespace") or ""),
         name=str(metadata["name"]),
         uid=str(metadata.get("uid") or ""),
-        rollout=str(labels.get("modelrollout.dev/rollout") or ""),
+        rollout=str(labels.get(ROLLOUT_LABEL) or ""),
         revision=str(labels.get(REVISION_LABEL) or ""),
         created=seconds_of(metadata.get("creationTimestamp")),
         start=seconds_of(status.get("startTime")),

@@ -20,15 +20,14 @@ from modelrollout.cluster.kinds import (
     HTTP_ROUTE,
     MODEL_ROLLOUT,
     POD,
+    ROLLOUT_LABEL,
     SERVICE,
+    SERVICE_NAME_LABEL,
     Kind,
     Object,
     kind_of,
 )
 from modelrollout.cluster.pods import Pod, strip
-
-ROLLOUT_LABEL = "modelrollout.dev/rollout"
-SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 K = TypeVar("K")
 V = TypeVar("V")
