@@ -46,7 +46,7 @@ def pods_at(round: Round, weight: int) -> Pods:
 def goal(round: Round) -> int:
     """The weight that the candidate is to reach in the present phase, before the safety rules."""
     if round.phase == Phase.PROMOTING:
-        weight = 100 - round.holdback
+        weight = _promoting_weight(round)
     elif round.comparing and round.status.step is not None:
         weight = 0 if round.status.parked else round.plan_step.weight
     else:
@@ -67,7 +67,27 @@ def needed(round: Round) -> int:
 
 
 def _step_weight(round: Round) -> int:
-    return 100 - round.holdback if round.phase == Phase.PROMOTING else round.plan_step.weight
+    return _promoting_weight(round) if round.phase == Phase.PROMOTING else round.plan_step.weight
+
+
+def _promoting_weight(round: Round) -> int:
+    """The last step's weight until all pods for the whole traffic are ready; it then rises in one go."""
+    whole, candidate = 100 - round.holdback, round.status.candidate
+    if round.lean or candidate is None or round.status.weights.candidate > round.plan_step.weight:
+        return whole
+    complete = candidate.desired >= round.capacity and round.settled(candidate) >= candidate.desired
+    return whole if complete else min(whole, round.plan_step.weight)
+
+
+def full_weight(round: Round) -> int:
+    """The candidate's weight at which it takes over."""
+    whole = 100 - round.holdback
+    return pods_at(round, whole).share if round.pod_ratio else whole
+
+
+def full_size(round: Round) -> int:
+    """The candidate's pods with which it takes over."""
+    return pods_at(round, 100 - round.holdback).candidate if round.lean else round.capacity
 
 
 def _carried(weight: int, ready: int, wanted: int) -> int:

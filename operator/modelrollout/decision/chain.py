@@ -14,7 +14,7 @@ from ..api.requests import annotation_of, format_request
 from ..api.status import Outcome, Phase
 from ..evidence.assessment import may_advance
 from ..evidence.verdict import MetricAssessment
-from .capacity import goal, needed
+from .capacity import full_size, full_weight, goal, needed
 from .explain import evidence_summary, harm_summary, pods_summary, span
 from .round import Round
 from .transitions import (
@@ -265,7 +265,9 @@ def not_carried(round: Round) -> Round | None:
             Reason.ROUTE_CONTESTED, f"{route.contested_by} keeps changing the route", active_runs=True
         )
     if status.weights.candidate != goal(round):
-        return going.wait(Reason.AWAITING_PODS, pods_summary(round, status.candidate), active_runs=True)
+        ready = round.settled(status.candidate) >= needed(round)
+        what = "pods are ready, weight follows" if ready else pods_summary(round, status.candidate)
+        return going.wait(Reason.AWAITING_PODS, what, active_runs=True)
     if not round.routed:
         detail = f": {route.problem}" if route.problem else ""
         return going.wait(Reason.AWAITING_ROUTE, f"waiting for the route{detail}", active_runs=True)
@@ -419,9 +421,8 @@ def _first_ends(round: Round) -> Round:
 def _promotion_ends(round: Round) -> Round:
     status = round.status
     round = replace(round, may_raise=True)
-    if status.candidate and round.view(status.candidate).ready < status.candidate.desired:
-        return round.wait(Reason.AWAITING_PODS, pods_summary(round, status.candidate))
-    if status.weights.candidate != goal(round):
+    complete = round.view(status.candidate).ready >= full_size(round)
+    if not complete or status.weights.candidate != full_weight(round):
         return round.wait(Reason.AWAITING_PODS, pods_summary(round, status.candidate))
     if not round.routed:
         return round.wait(Reason.AWAITING_ROUTE, "waiting for the route")

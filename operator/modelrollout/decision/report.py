@@ -90,7 +90,7 @@ def _phase_message(round: Round) -> str:
     last = status.history[0] if status.history else None
     match status.phase:
         case Phase.PENDING:
-            return f"first deployment: {waiting}"
+            return f"first deployment: {waiting or 'creating pods'}"
         case Phase.PROGRESSING | Phase.PAUSED:
             weight = status.weights.candidate
             return (

@@ -1,0 +1,253 @@
+"""A cluster in miniature for tests of `decide`: it follows the committed status at once, and goes wrong on request.
+
+Everything that is committed goes over the wire format and back, as a restart would read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import RevisionStatus, Status
+from modelrollout.decision.decide import decide
+from modelrollout.decision.types import (
+    Data,
+    Decision,
+    Judgement,
+    Observation,
+    RevisionView,
+    RouteView,
+    Timing,
+    Wish,
+)
+from modelrollout.evidence.verdict import Assessment, MetricAssessment, Verdict
+
+TIMING = Timing()
+START = 1_800_000_000.0
+
+
+def spec_of(version: str = "1", **changes: Any) -> dict[str, Any]:
+    """A spec on the wire; `changes` replace whole members."""
+    return {
+        "model": {"name": "fraud", "version": version},
+        "workload": {"replicas": 4, "template": {"spec": {"containers": [{"name": "m", "image": "m"}]}}},
+        "service": {"ports": [{"name": "http", "port": 80}]},
+        "traffic": {"gatewayAPI": {"parentRefs": [{"name": "public"}]}},
+        "strategy": {
+            "canary": {"steps": [{"weight": 10, "duration": "1m"}, {"weight": 50, "duration": "2m"}]}
+        },
+        "analysis": {"metrics": [{"name": "errors", "ratio": {"bad": 'r{code="5"}', "total": "r"}}]},
+        "watch": {"duration": "10m", "holdback": 10},
+        **changes,
+    }
+
+
+def assessment(
+    *,
+    harm: bool = False,
+    harmless: bool = False,
+    outlier: bool = False,
+    has_data: bool = True,
+    settled: int = 8,
+    requests: float = 1000.0,
+) -> Assessment:
+    """What the engine would say, in short."""
+    verdict = Verdict.HARMFUL if harm else Verdict.HARMLESS if harmless else Verdict.INCONCLUSIVE
+    metric = MetricAssessment(
+        name="errors",
+        kind="ratio",
+        gating=True,
+        verdict=verdict,
+        log_harm=0.0,
+        log_harmless=0.0,
+        ratio=1.0,
+        low=0.8,
+        high=1.3,
+        baseline_requests=9 * requests,
+        baseline_bad=90.0,
+        candidate_requests=requests,
+        candidate_bad=10.0,
+        harmless=harmless,
+        settled_polls=settled,
+        remaining=None if harmless else 3100.0,
+        has_data=has_data,
+        bound=1.0,
+        absolute=0.0025,
+    )
+    return Assessment(
+        verdict=verdict,
+        harm=harm,
+        harm_metric="errors" if harm or outlier else None,
+        outlier=outlier,
+        outlier_pod="fraud-x" if outlier else None,
+        harmless=harmless,
+        settled_polls=settled,
+        metrics=(metric,),
+    )
+
+
+NEUTRAL = Judgement(data=Data.OK, assessment=assessment(), rate=100.0)
+GOOD = Judgement(data=Data.OK, assessment=assessment(harmless=True), rate=100.0)
+BAD = Judgement(data=Data.OK, assessment=assessment(harm=True), rate=100.0)
+
+
+@dataclass
+class World:
+    """One ModelRollout and its surroundings."""
+
+    spec: dict[str, Any] = field(default_factory=spec_of)
+    now: float = START
+    status: Status = field(default_factory=Status)
+    judged: Judgement = NEUTRAL
+    annotations: dict[str, str] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)  # revisions whose pods never become ready
+    lost: dict[str, int] = field(default_factory=dict)  # revision → pods that are not ready now
+    restarts: dict[str, int] = field(default_factory=dict)
+    route_refused: bool = False
+    pinned: str | None = None
+    problem: str | None = None  # the spec is refused with this sentence
+    pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since
+    routed: tuple[dict[str, int], float] | None = None
+    generation: int = 1
+    events: list[tuple[str, str]] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    writes: int = 0
+
+    @property
+    def parsed(self) -> Spec:
+        """The spec as the operator reads it."""
+        return Spec.from_wire(self.spec)
+
+    @property
+    def revision(self) -> str:
+        """The revision that the spec names."""
+        return hash_revision(self.parsed)
+
+    def wish(self) -> Wish:
+        """What the object asks for."""
+        accepted = self.status.accepted
+        return Wish(
+            namespace="ml",
+            name="fraud",
+            generation=self.generation,
+            revision=self.revision,
+            spec=None if self.problem else self.parsed,
+            fallback=Spec.from_wire(accepted) if accepted else None,
+            problem=self.problem or "",
+            annotations={f"modelrollout.dev/{verb}": value for verb, value in self.annotations.items()},
+        )
+
+    def seen(self) -> Observation:
+        """What the operator would find in its store."""
+        views = {}
+        for revision, since in self.pods.items():
+            ready = [] if revision in self.broken else sorted(since)
+            ready = ready[: max(0, len(ready) - self.lost.get(revision, 0))]
+            views[revision] = RevisionView(
+                desired=len(since),
+                ready=len(ready),
+                ready_since=tuple(ready),
+                restarts=self.restarts.get(revision, 0),
+                pods=len(since),
+            )
+        weights, since_when = self.routed or (None, None)
+        accepted = weights == self._wanted_route() and not self.route_refused
+        route = RouteView(weights=weights, routed_since=since_when if accepted else None)
+        return Observation(revisions=views, route=route, pinned=self.pinned)
+
+    def _wanted_route(self) -> dict[str, int]:
+        status, weights = self.status, self.status.weights
+        pairs = (
+            (status.stable, weights.stable),
+            (status.candidate, weights.candidate),
+            (status.previous, weights.previous),
+        )
+        return {role.revision: weight for role, weight in pairs if role and weight}
+
+    def tick(self, seconds: float = 0.0) -> Decision:
+        """Let time pass, decide once, commit over the wire, and let the cluster follow."""
+        self.now += seconds
+        decision = decide(self.wish(), self.status, self.seen(), self.judged, now=self.now, timing=TIMING)
+        committed = Status.from_wire(decision.status.to_wire())
+        self.writes += committed != self.status
+        self.status = committed
+        self.events += [(event.reason.value, event.message) for event in decision.events]
+        self.links.append(decision.link)
+        self._follow()
+        return decision
+
+    def run(self, seconds: float, *, every: float = 5.0) -> World:
+        """Tick for a while."""
+        for _ in range(int(seconds / every)):
+            self.tick(every)
+        return self
+
+    def until(self, *phases: str, limit: float = 7200.0, every: float = 5.0) -> World:
+        """Tick until a phase is reached; fails when it is not within the limit."""
+        for _ in range(int(limit / every)):
+            self.tick(every)
+            if self.status.phase in phases:
+                return self
+        raise AssertionError(f"{phases} not reached: {self.status.phase}: {self.status.message}")
+
+    def _follow(self) -> None:
+        alive: dict[str, int] = {gone.revision: gone.desired for gone in self.status.retiring}
+        for role in self._roles():
+            alive[role.revision] = role.desired
+        for revision, desired in alive.items():
+            since = self.pods.setdefault(revision, [])
+            del since[desired:]
+            since.extend([self.now] * (desired - len(since)))
+        self.pods = {revision: since for revision, since in self.pods.items() if revision in alive}
+        wanted = self._wanted_route()
+        if not self.route_refused and wanted and (self.routed is None or self.routed[0] != wanted):
+            self.routed = (wanted, self.now)
+
+    def _roles(self) -> Iterable[RevisionStatus]:
+        return [r for r in (self.status.stable, self.status.candidate, self.status.previous) if r]
+
+    def edit(self, **changes: Any) -> World:
+        """Change the spec, as `kubectl apply` would."""
+        self.spec = {**self.spec, **changes}
+        self.generation += 1
+        return self
+
+    def release(self, version: str) -> World:
+        """Name another model version."""
+        return self.edit(model={"name": "fraud", "version": version})
+
+    def ask(self, verb: str, *, step: str | None = None, salt: str = "1") -> World:
+        """Annotate the object, bound to the revision it is about."""
+        status = self.status
+        role = status.candidate or (status.rejected if verb == "retry" else status.stable)
+        assert role is not None
+        self.annotations[verb] = role.revision + (f"/{step}" if step else "") + f"@{salt}"
+        return self
+
+    def healthy(self) -> World:
+        """Through the first deployment."""
+        return self.until("Healthy")
+
+    def lose(self, revision: str, count: int) -> World:
+        """Pods of a revision lose readiness (0: all are ready again)."""
+        self.lost[revision] = count
+        return self
+
+    def judge(self, judged: Judgement, **changes: Any) -> World:
+        """What the metrics say from now on."""
+        self.judged = replace(judged, **changes)
+        return self
+
+    def condition(self, kind: str) -> tuple[str, str] | None:
+        """Status and reason of a condition."""
+        for condition in self.status.conditions:
+            if condition.type == kind:
+                return condition.status, condition.reason
+        return None
+
+    def reasons(self) -> list[str]:
+        """Reasons of all events so far."""
+        return [reason for reason, _ in self.events]
