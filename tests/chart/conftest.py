@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
 from lab import build
+from lab.lab import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "modelrollout"
@@ -70,3 +72,10 @@ def render(helm: Helm) -> Render:
         return [found for found in yaml.safe_load_all(done.stdout) if found]
 
     return _render
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A real API server with its controllers. No node: nothing here needs a pod to run."""
+    with Lab(tmp_path_factory.mktemp("lab"), prometheus=False, gateway=False, node=False) as running:
+        yield running

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import yaml
 
+from modelrollout.telemetry.servers import read_settings
 from tests.chart.conftest import CHART, Helm, Object, Render
 from tests.chart.values import BASIC, EVERYTHING, SERVER, SETS, TOKEN
 
@@ -72,7 +74,9 @@ def test_every_object_is_named_once_and_says_to_which_release_it_belongs(
     render: Render, values: dict[str, Any]
 ) -> None:
     objects = render(values)
-    seen = [(o["apiVersion"], o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
+    seen = [
+        (o["apiVersion"], o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects
+    ]
     assert len(seen) == len(set(seen))
     for obj in objects:
         assert obj["metadata"]["labels"]["app.kubernetes.io/instance"] == "rollouts"
@@ -88,7 +92,11 @@ class TestRights:
     def test_per_namespace_it_has_the_same_rights_there_and_none_in_the_cluster(self, render: Render) -> None:
         objects = render({"watchNamespaces": ["a", "b"]})
         assert not [obj for obj in objects if obj["kind"].startswith("Cluster")]
-        roles = {o["metadata"]["namespace"]: o for o in objects if o["kind"] == "Role" and o["metadata"]["namespace"] != "operators"}
+        roles = {
+            o["metadata"]["namespace"]: o
+            for o in objects
+            if o["kind"] == "Role" and o["metadata"]["namespace"] != "operators"
+        }
         assert set(roles) == {"a", "b"}
         for role in roles.values():
             assert _rights(role) == RIGHTS
@@ -98,7 +106,9 @@ class TestRights:
         rules = [rule for obj in render(values) if obj["kind"].endswith("Role") for rule in obj["rules"]]
         named = [word for rule in rules for key in ("apiGroups", "resources", "verbs") for word in rule[key]]
         assert named
-        assert not [word for word in named if "*" in word or word.startswith(("secrets", "configmaps", "namespaces"))]
+        assert not [
+            word for word in named if "*" in word or word.startswith(("secrets", "configmaps", "namespaces"))
+        ]
         assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(named)
 
     def test_only_the_own_lease_in_the_own_namespace_can_be_changed(self, render: Render) -> None:
@@ -119,11 +129,19 @@ class TestRights:
     ) -> None:
         objects = render(values)
         account = _pod(objects)["spec"]["serviceAccountName"]
-        roles = {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects if o["kind"].endswith("Role")}
+        roles = {
+            (o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"])
+            for o in objects
+            if o["kind"].endswith("Role")
+        }
         bound = set()
         for binding in (o for o in objects if o["kind"].endswith("Binding")):
-            assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "operators"}]
-            bound.add((binding["roleRef"]["kind"], binding["metadata"].get("namespace"), binding["roleRef"]["name"]))
+            assert binding["subjects"] == [
+                {"kind": "ServiceAccount", "name": account, "namespace": "operators"}
+            ]
+            bound.add(
+                (binding["roleRef"]["kind"], binding["metadata"].get("namespace"), binding["roleRef"]["name"])
+            )
         assert bound == roles
 
 
@@ -131,7 +149,10 @@ class TestPod:
     @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
     def test_it_is_as_restricted_as_a_pod_can_be(self, render: Render, values: dict[str, Any]) -> None:
         pod = _pod(render(values))["spec"]
-        assert pod["securityContext"] | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}} == pod["securityContext"]
+        assert (
+            pod["securityContext"] | {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+            == pod["securityContext"]
+        )
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -165,7 +186,10 @@ class TestPod:
         digest = "sha256:" + "0" * 64
         assert _container(render())["image"] == f"modelrollout:{version}"
         assert _container(render({"image": {"tag": "next"}}))["image"] == "modelrollout:next"
-        assert _container(render({"image": {"tag": "next", "digest": digest}}))["image"] == f"modelrollout@{digest}"
+        assert (
+            _container(render({"image": {"tag": "next", "digest": digest}}))["image"]
+            == f"modelrollout@{digest}"
+        )
 
     def test_labels_of_the_user_never_break_the_selector(self, render: Render) -> None:
         deployment = _one(render(EVERYTHING), "Deployment")["spec"]
@@ -175,7 +199,14 @@ class TestPod:
 
     def test_everything_that_can_be_placed_is_placed(self, render: Render) -> None:
         pod = _pod(render(EVERYTHING))["spec"]
-        for field in ("nodeSelector", "tolerations", "affinity", "topologySpreadConstraints", "priorityClassName", "imagePullSecrets"):
+        for field in (
+            "nodeSelector",
+            "tolerations",
+            "affinity",
+            "topologySpreadConstraints",
+            "priorityClassName",
+            "imagePullSecrets",
+        ):
             assert pod[field] == EVERYTHING[field]
         resources = _container(render(EVERYTHING))["resources"]
         assert resources == EVERYTHING["resources"]
@@ -196,19 +227,29 @@ class TestConfig:
     def test_every_file_that_it_names_is_mounted(self, render: Render) -> None:
         objects = render(EVERYTHING)
         default, gpu = _config(objects)["servers"]
-        assert default["auth"] == {"bearerTokenFile": "/etc/modelrollout/secrets/prometheus/token"}
+        assert default["bearerTokenFile"] == "/etc/modelrollout/secrets/prometheus/token"
         assert default["caFile"] == "/etc/modelrollout/secrets/prometheus/ca.crt"
         assert default["headers"] == {"X-Scope-OrgID": "ml"}
-        assert (default["namespaceLabel"], default["podLabel"]) == ("kubernetes_namespace", "kubernetes_pod_name")
-        assert gpu["auth"] == {
-            "username": "modelrollout",
-            "passwordFile": "/etc/modelrollout/secrets/metrics/password",
-        }
+        assert (default["namespaceLabel"], default["podLabel"]) == (
+            "kubernetes_namespace",
+            "kubernetes_pod_name",
+        )
+        assert gpu["username"] == "modelrollout"
+        assert gpu["passwordFile"] == "/etc/modelrollout/secrets/metrics/password"
         volumes = {v["name"]: v.get("secret", {}).get("secretName") for v in _pod(objects)["spec"]["volumes"]}
         mounts = {m["mountPath"]: volumes[m["name"]] for m in _container(objects)["volumeMounts"]}
         assert mounts["/etc/modelrollout/secrets/prometheus"] == "prometheus"
         assert mounts["/etc/modelrollout/secrets/metrics"] == "metrics"
-        assert f"--config={next(path for path in mounts if path.endswith('config.yaml'))}" in _container(objects)["args"]
+        assert (
+            f"--config={next(path for path in mounts if path.endswith('config.yaml'))}"
+            in _container(objects)["args"]
+        )
+
+    @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
+    def test_the_operator_understands_its_servers(self, render: Render, values: dict[str, Any]) -> None:
+        for server in _config(render(values))["servers"]:
+            name = server.pop("name")
+            assert read_settings(name, server).url == server["url"]
 
     def test_no_secret_stands_in_any_object(self, render: Render) -> None:
         assert not [obj for obj in render(EVERYTHING) if obj["kind"] == "Secret"]
@@ -261,7 +302,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a pull policy in lower case": ({"image": {"pullPolicy": "always"}}, "/image/pullPolicy"),
     "a digest that is none": ({"image": {"digest": "latest"}}, "/image/digest"),
     "no account at all": ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
-    "a resource that is no quantity": ({"resources": {"limits": {"memory": "much"}}}, "/resources/limits/memory"),
+    "a resource that is no quantity": (
+        {"resources": {"limits": {"memory": "much"}}},
+        "/resources/limits/memory",
+    ),
     "an annotation that is no text": ({"podAnnotations": {"example.com/scrape": True}}, "/podAnnotations"),
     "a toleration as text": ({"tolerations": ["all"]}, "/tolerations/0"),
     "a misspelt affinity": ({"affinity": {"podAntiaffinity": {}}}, "/affinity"),
@@ -275,9 +319,7 @@ def test_a_bad_value_is_refused_with_its_name(helm: Helm, values: dict[str, Any]
     assert named in done.stderr
 
 
-def test_the_schema_knows_every_value_and_says_no_to_others(helm: Helm) -> None:
-    import json
-
+def test_the_schema_knows_every_value_and_says_no_to_others() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
 

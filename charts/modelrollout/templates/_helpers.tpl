@@ -76,10 +76,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- with .ca -}}{{- $_ := set $server "caFile" (include "modelrollout.secretFile" .) -}}{{- end -}}
 {{- $auth := default dict .auth -}}
 {{- with $auth.bearerToken -}}
-{{- $_ := set $server "auth" (dict "bearerTokenFile" (include "modelrollout.secretFile" .)) -}}
+{{- $_ := set $server "bearerTokenFile" (include "modelrollout.secretFile" .) -}}
 {{- end -}}
 {{- with $auth.basic -}}
-{{- $_ := set $server "auth" (dict "username" .username "passwordFile" (include "modelrollout.secretFile" .)) -}}
+{{- $_ := set $server "username" .username -}}
+{{- $_ := set $server "passwordFile" (include "modelrollout.secretFile" .) -}}
 {{- end -}}
 {{- $servers = append $servers $server -}}
 {{- end -}}
