@@ -17,7 +17,7 @@ def geomspace(start: float, stop: float, count: int) -> tuple[float, ...]:
 def log_mean_exp(logs: Sequence[float]) -> float:
     """ln of the mean of exp(logs), without overflow."""
     top = max(logs)
-    return top + log(sum([exp(v - top) for v in logs]) / len(logs))
+    return top + log(sum(map(exp, [v - top for v in logs])) / len(logs))
 
 
 # psi / R of the harm test: how much worse than the tolerance the candidate may be.

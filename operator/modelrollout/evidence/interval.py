@@ -1,10 +1,11 @@
 """The confidence sequence for the ratio of the two rates, for people: valid at every poll at once.
 
 l(psi) = Σ [x_c ln theta(psi) + x_s ln(1 − theta(psi))] on a grid; the set is {psi : logmeanexp(l) − l(psi) < ln 20}. The
-terms that do not depend on psi cancel, so l is kept as l − max(l). (Howard et al. arXiv 1810.08240.)
+terms that do not depend on psi cancel, so only differences of l count. (Howard et al. arXiv 1810.08240.)
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import exp, log, sqrt
 from typing import NamedTuple
 
@@ -33,24 +34,38 @@ def grow_profile(
     if not both:
         return tuple(profile)
     bad = x_c / phi
-    rho = n_c / (n_c + n_s)
+    weights = _log_weights(n_c / (n_c + n_s))
+    return tuple(
+        [
+            v + bad * log_psi - both * weight
+            for v, log_psi, weight in zip(profile, _LOG_RATIOS, weights, strict=True)
+        ]
+    )
+
+
+def normalise(profile: Sequence[float]) -> tuple[float, ...]:
+    """l − max(l), the form to store: only differences matter, and near 0 they keep their digits."""
+    top = max(profile)
+    return tuple([v - top for v in profile])
+
+
+@lru_cache(maxsize=16)
+def _log_weights(rho: float) -> tuple[float, ...]:
+    """ln(rho psi + 1 − rho) on the grid; polls of one step often have one and the same rho."""
     rest = 1 - rho
-    grown = [
-        v + bad * log_psi - both * log(rho * psi + rest)
-        for v, psi, log_psi in zip(profile, RATIOS, _LOG_RATIOS, strict=True)
-    ]
-    top = max(grown)
-    return tuple([v - top for v in grown])
+    return tuple(map(log, [rho * psi + rest for psi in RATIOS]))
 
 
 def confidence_interval(profile: Sequence[float]) -> Interval:
     """The interval of a profile. Ends by a parabola through the nearest three points in ln psi, because linear ends
     miss the truth."""
-    best = profile.index(max(profile))
+    top, last = max(profile), len(profile) - 1
     bar = log_mean_exp(profile) - _LEVEL
-    last = len(profile) - 1
-    inside = [i for i, v in enumerate(profile) if v > bar]
-    first_in, last_in = inside[0], inside[-1]
+    best = first_in = last_in = profile.index(top)
+    while first_in and profile[first_in - 1] > bar:
+        first_in -= 1
+    while last_in < last and profile[last_in + 1] > bar:
+        last_in += 1
     low = exp(_crossing(profile, first_in - 1, bar)) if first_in else None
     high = exp(_crossing(profile, last_in, bar)) if last_in < last else None
     return Interval(exp(_vertex(profile, best)) if 0 < best < last else None, low, high)

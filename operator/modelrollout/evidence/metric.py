@@ -34,7 +34,7 @@ class MetricState:
     without: tuple[tuple[Mixture, ...], ...]  # the same without each group of pods
     harmless: tuple[float, ...]  # ln e_k
     bound: tuple[float, ...]  # ln e of B's tests; empty where B is not wanted
-    profile: tuple[float, ...]  # l − max(l)
+    profile: tuple[float, ...]  # l, up to a constant
     baseline_requests: float
     baseline_bad: tuple[float, ...]
     candidate_requests: float

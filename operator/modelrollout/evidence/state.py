@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modelrollout.evidence.interval import normalise
 from modelrollout.evidence.metric import MetricState
 
 FORMAT = 1
@@ -94,7 +95,7 @@ def _dump_metric(metric: MetricState) -> dict[str, Any]:
         "without": [[_round(m) for m in group] for group in metric.without],
         "harmless": _round(metric.harmless),
         "bound": _round(metric.bound),
-        "profile": _round(metric.profile),
+        "profile": _round(normalise(metric.profile)),
         "baselineRequests": metric.baseline_requests,
         "baselineBad": list(metric.baseline_bad),
         "candidateRequests": metric.candidate_requests,
