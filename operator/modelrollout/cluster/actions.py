@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .errors import AlreadyExists, Conflict
-from .kinds import Kind, Object, kind_of, name_of
+from .kinds import ROLLOUT_LABEL, Kind, Object, kind_of, name_of
 from .port import Cluster
-from .store import ROLLOUT_LABEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,8 @@ async def _create(port: Cluster, action: Create) -> Done:
         raise Conflict(f"create {kind.kind} {namespace}/{name}: it is there already, and ours", status=409)
     if present is not None:
         raise NameTaken(
-            f"{kind.kind} {name} exists and does not belong to this ModelRollout: delete or rename it", present
+            f"{kind.kind} {name} exists and does not belong to this ModelRollout: delete or rename it",
+            present,
         )
     return Done(action, await port.apply(action.obj, force=False), True)
 

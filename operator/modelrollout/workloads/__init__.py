@@ -1,0 +1,34 @@
+"""Revisions as Deployments and Services: what is to be written for them, and what is seen of them."""
+
+from .children import Children, Ownership, Problem, name_taken, ownership
+from .effects import ensure, name_problems, record_of, workload_actions
+from .fields import differences, differs, drift, foreign_manager, slim_managed_fields
+from .names import conflicts, needed_names, selector_overlap, template_labels
+from .observation import observe, pinned
+from .revisions import Record, dry_run_object, render_template
+
+__all__ = [
+    "Children",
+    "Ownership",
+    "Problem",
+    "Record",
+    "conflicts",
+    "differences",
+    "differs",
+    "drift",
+    "dry_run_object",
+    "ensure",
+    "foreign_manager",
+    "name_problems",
+    "name_taken",
+    "needed_names",
+    "observe",
+    "ownership",
+    "pinned",
+    "record_of",
+    "render_template",
+    "selector_overlap",
+    "slim_managed_fields",
+    "template_labels",
+    "workload_actions",
+]

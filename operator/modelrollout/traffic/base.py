@@ -1,0 +1,70 @@
+"""What every router does: make the committed weights stand, read back whether they do, and say what it can't.
+
+A router is one file with one class, and one line in the table of this package. It holds no state and does no I/O: it
+turns a committed status into writes, and objects that were seen into a reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..api.spec import Spec
+from ..api.status import Status
+from ..cluster.actions import Action
+from ..workloads import Children, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class RouteReading:
+    """The split as the cluster shows it.
+
+    `accepted`: the committed weights stand there and everything that carries them has said so; their way into the data
+    plane is not in it. While it is true, `identity` changes when the content of the route changes, so the time since
+    when it was accepted counts from the last change of either.
+    """
+
+    weights: Mapping[str, int] | None = (
+        None  # percent by revision, as it stands there; None: there is no route yet
+    )
+    accepted: bool = False
+    identity: str = ""
+    problem: str | None = None  # "RouteNotAccepted: NoMatchingParent …"
+    foreign_manager: str | None = None  # who changed the route to what we do not want
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What a weight comes to: the real share in percent, and the pods of both sides where pods make the split."""
+
+    share: float
+    candidate_pods: int | None = None
+    baseline_pods: int | None = None
+
+
+class Router(Protocol):
+    """A way to split requests between revisions."""
+
+    @property
+    def name(self) -> str:
+        """The member of spec.traffic that chooses it."""
+
+    def validate(self, spec: Spec) -> list[Problem]:
+        """What of this spec the router can't do."""
+
+    def split(self, weight: int, capacity: int) -> Split:
+        """What a weight (percent) of the candidate comes to when `capacity` pods carry all traffic."""
+
+    def actions(
+        self, rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children, now: float
+    ) -> list[Action]:
+        """Writes that make the committed weights stand; none if they do."""
+
+    def observe(
+        self, rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children
+    ) -> RouteReading:
+        """What stands there, compared with the committed weights."""
+
+    def retire(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
+        """Deletion of what the router made, when another one has taken over."""

@@ -1,0 +1,215 @@
+"""The objects that belong to one ModelRollout, and which of them are ours to write.
+
+We never adopt what somebody else made: an object of a needed name without our controller reference is left alone and
+reported. Except where it plainly was ours: it carries our label and name and has no controller (deleted with
+`--cascade=orphan`), or its controller is of our kind and name with another uid (a cluster restored from a backup).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ..api.conditions import Reason
+from ..api.spec import API_VERSION, GROUP, KIND
+from ..cluster import store
+from ..cluster.actions import Delete, JsonPatch
+from ..cluster.kinds import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    ENDPOINT_SLICE,
+    HTTP_ROUTE,
+    REVISION_LABEL,
+    ROLLOUT_LABEL,
+    SERVICE,
+    SERVICE_NAME_LABEL,
+    Kind,
+    Object,
+    kind_of,
+)
+from ..cluster.pods import Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a spec can't be acted on: a documented reason, and a sentence with the mend."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """What exists of one ModelRollout, by name, as found in the store."""
+
+    controller_revisions: Mapping[str, Object] = field(default_factory=dict)
+    deployments: Mapping[str, Object] = field(default_factory=dict)
+    services: Mapping[str, Object] = field(default_factory=dict)
+    endpointslices: Mapping[str, Object] = field(default_factory=dict)
+    pods: Mapping[str, Pod] = field(default_factory=dict)
+    routes: Mapping[str, Object] = field(default_factory=dict)
+
+    @classmethod
+    def from_store(cls, found: store.Children) -> Children:
+        """The children that the store found, by name."""
+
+        def named(kind: Kind) -> dict[str, Object]:
+            return {name_in(obj): obj for obj in found.of(kind)}
+
+        return cls(
+            controller_revisions=named(CONTROLLER_REVISION),
+            deployments=named(DEPLOYMENT),
+            services=named(SERVICE),
+            endpointslices=named(ENDPOINT_SLICE),
+            pods={pod.name: pod for pod in found.pods},
+            routes=named(HTTP_ROUTE),
+        )
+
+    def slices_of(self, service: str) -> Iterator[Object]:
+        """The EndpointSlices of a Service."""
+        for obj in self.endpointslices.values():
+            if labels_of(obj).get(SERVICE_NAME_LABEL) == service:
+                yield obj
+
+    @property
+    def routed_services(self) -> frozenset[str]:
+        """Names of the Services that a route sends requests to, or copies of them."""
+        return frozenset(name for route in self.routes.values() for name in _backends(route.get("spec")))
+
+
+def _backends(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _backends(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("backendRefs", "backendRef"):
+                yield from (str(ref["name"]) for ref in (item if isinstance(item, list) else [item]))
+            yield from _backends(item)
+
+
+class Ownership(Enum):
+    """Whose an object is."""
+
+    OURS = "ours"
+    ORPHAN = "orphan"  # was ours, has no controller
+    STALE = "stale"  # was ours, its controller no longer exists
+    FOREIGN = "foreign"
+
+
+def ownership(rollout: Mapping[str, Any], obj: Mapping[str, Any]) -> Ownership:
+    """Whose an object with a name that the ModelRollout needs is."""
+    owners = obj["metadata"].get("ownerReferences") or ()
+    controller = next((owner for owner in owners if owner.get("controller")), None)
+    if controller is None:
+        ours = labels_of(obj).get(ROLLOUT_LABEL) == name_in(rollout)
+        return Ownership.ORPHAN if ours else Ownership.FOREIGN
+    if controller.get("uid") == rollout["metadata"].get("uid"):
+        return Ownership.OURS
+    group = str(controller.get("apiVersion")).partition("/")[0]
+    if (group, controller.get("kind"), controller.get("name")) == (GROUP, KIND, name_in(rollout)):
+        return Ownership.STALE
+    return Ownership.FOREIGN
+
+
+def name_taken(rollout: Mapping[str, Any], obj: Mapping[str, Any] | None) -> Problem | None:
+    """The problem with an object that stands where one of ours is to be; None if it is ours or there is none."""
+    if obj is None or ownership(rollout, obj) is not Ownership.FOREIGN:
+        return None
+    owners = obj["metadata"].get("ownerReferences") or ()
+    owner = next((f" belongs to {o['kind']} {o['name']}" for o in owners if o.get("controller")), "")
+    return Problem(
+        Reason.NAME_TAKEN,
+        f"{obj.get('kind')} {name_in(obj)}{owner or ' exists and is not managed by this ModelRollout'}; it is never "
+        "adopted: delete it, or choose another metadata.name or service.name",
+    )
+
+
+def owner_reference(rollout: Mapping[str, Any]) -> Object:
+    """The reference that makes the garbage collector delete a child with its ModelRollout."""
+    metadata = rollout["metadata"]
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def owned(rollout: Mapping[str, Any], name: str, revision: str | None = None) -> Object:
+    """Metadata of a child."""
+    return {
+        "name": name,
+        "namespace": rollout["metadata"]["namespace"],
+        "labels": labels_for(rollout, revision),
+        "ownerReferences": [owner_reference(rollout)],
+    }
+
+
+def labels_for(rollout: Mapping[str, Any], revision: str | None = None) -> dict[str, str]:
+    """The labels of a child, or of a revision's child; they are its selector too."""
+    labels = {ROLLOUT_LABEL: name_in(rollout)}
+    return labels | {REVISION_LABEL: revision} if revision else labels
+
+
+def child_name(rollout: Mapping[str, Any], revision: str) -> str:
+    """Name of a revision's ControllerRevision, Deployment and Service."""
+    return f"{name_in(rollout)}-{revision}"
+
+
+def retake(rollout: Mapping[str, Any], obj: Object) -> JsonPatch:
+    """Put our controller reference in the place of the one that no longer exists.
+
+    Server-side apply would add ours beside it, and the API server refuses two controllers.
+    """
+    metadata = obj["metadata"]
+    others = [owner for owner in metadata["ownerReferences"] if not owner.get("controller")]
+    return JsonPatch(
+        kind_of(obj),
+        metadata["namespace"],
+        metadata["name"],
+        (
+            {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
+            {
+                "op": "replace",
+                "path": "/metadata/ownerReferences",
+                "value": [*others, owner_reference(rollout)],
+            },
+        ),
+        "its ModelRollout was restored: take it back",
+    )
+
+
+def delete(obj: Object, why: str) -> Delete:
+    """The deletion of exactly this object."""
+    metadata = obj["metadata"]
+    return Delete(
+        kind_of(obj),
+        metadata["namespace"],
+        metadata["name"],
+        metadata["uid"],
+        metadata["resourceVersion"],
+        why,
+    )
+
+
+def name_in(obj: Mapping[str, Any]) -> str:
+    return str(obj["metadata"]["name"])
+
+
+def labels_of(obj: Mapping[str, Any]) -> Mapping[str, str]:
+    return obj["metadata"].get("labels") or {}
+
+
+def revision_of(obj: Mapping[str, Any]) -> str | None:
+    """The revision that a child belongs to; None for one that belongs to the rollout as a whole."""
+    return labels_of(obj).get(REVISION_LABEL)
+
+
+def deleting(obj: Mapping[str, Any]) -> bool:
+    return bool(obj["metadata"].get("deletionTimestamp"))

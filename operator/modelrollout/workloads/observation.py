@@ -1,0 +1,126 @@
+"""What the cluster shows of each revision.
+
+Ready means ready endpoints of the revision's own Service, as the proxies see it: a pod's own word is older or newer
+than what traffic follows. Pods say since when, and why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..api.spec import Spec
+from ..cluster.kinds import REVISION_LABEL
+from ..cluster.pods import Pod, Waiting
+from ..decision.types import RevisionView
+from .children import Children, Ownership, child_name, name_in, ownership, revision_of
+
+_REASONS = 5
+_LENGTH = 300
+_OVER = frozenset({"Succeeded", "Failed"})
+# What whoever is on call looks for first: the surest cause with the plainest cure.
+_ORDER = (
+    ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"),
+    ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "ContainerCannotRun"),
+    ("CrashLoopBackOff", "OOMKilled", "Error", "StartError"),
+    ("Unschedulable", "SchedulingGated"),
+    ("FailedCreate",),
+)
+_STARTING = frozenset({"ContainerCreating", "PodInitializing"})
+
+
+def observe(rollout: Mapping[str, Any], children: Children, now: float) -> dict[str, RevisionView]:
+    """Every revision of which something exists. `now` (epoch seconds) stands in for what a pod has not said yet."""
+    revisions = {revision_of(obj) for obj in (*children.deployments.values(), *children.services.values())}
+    revisions |= {pod.revision for pod in children.pods.values()}
+    return {revision: _view(rollout, children, revision, now) for revision in sorted(filter(None, revisions))}
+
+
+def pinned(rollout: Mapping[str, Any], spec: Spec, children: Children) -> str | None:
+    """The revision that the Service for callers selects, if the Service is ours."""
+    obj = children.services.get(spec.service_name(name_in(rollout)))
+    if obj is None or ownership(rollout, obj) is Ownership.FOREIGN:
+        return None
+    selected = (obj["spec"].get("selector") or {}).get(REVISION_LABEL)
+    return str(selected) if selected else None
+
+
+def ready_pods(slices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Ready endpoints of a Service: name of the pod (empty if unknown) by identity.
+
+    An endpoint may stand in two slices while it moves from one to the other, and in one of each family with two IP
+    families: it counts once.
+    """
+    found: dict[str, str] = {}
+    for obj in slices:
+        for endpoint in obj.get("endpoints") or ():
+            # The API says: unknown means ready.
+            if (endpoint.get("conditions") or {}).get("ready") is False:
+                continue
+            target = endpoint.get("targetRef") or {}
+            pod = str(target.get("name") or "") if target.get("kind", "Pod") == "Pod" else ""
+            addresses = endpoint.get("addresses") or ()
+            identity = pod or str(next(iter(addresses), ""))
+            if identity:
+                found[identity] = pod
+    return found
+
+
+def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: float) -> RevisionView:
+    name = child_name(rollout, revision)
+    workload = children.deployments.get(name)
+    pods = [p for p in children.pods.values() if p.revision == revision and p.phase not in _OVER]
+    since = {pod.name: pod.ready_since for pod in pods}
+    ready = ready_pods(children.slices_of(name))
+    replicas = workload["spec"].get("replicas") if workload else 0
+    return RevisionView(
+        desired=1 if replicas is None else int(replicas),
+        ready=len(ready),
+        ready_since=tuple(sorted(_first(since.get(pod), now) for pod in ready.values())),
+        restarts=sum(pod.restart_count for pod in pods),
+        pods=len(pods),
+        waiting=_waiting(pods, workload),
+    )
+
+
+def _first(since: float | None, now: float) -> float:
+    return now if since is None else since
+
+
+def _waiting(pods: Iterable[Pod], workload: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Why pods are not there, the most telling first, each once with the number of pods it is true of."""
+    found: dict[tuple[int, str], int] = {}
+    for pod in pods:
+        if pod.terminating or pod.ready:
+            continue
+        reasons = [(_rank(waiting.reason), _spell(waiting)) for waiting in pod.waiting]
+        if not reasons and pod.container_started:
+            reasons = [(len(_ORDER), "NotReady: the container runs and its readiness probe does not pass")]
+        for reason in reasons[:_REASONS]:
+            found[reason] = found.get(reason, 0) + 1
+    for refusal in _refused(workload):
+        found.setdefault((_rank("FailedCreate"), refusal), 1)
+    ordered = sorted(found.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
+    return tuple(f"{text} ({n} pods)" if n > 1 else text for (_, text), n in ordered[:_REASONS])
+
+
+def _rank(reason: str) -> int:
+    for rank, reasons in enumerate(_ORDER):
+        if reason in reasons:
+            return rank
+    return len(_ORDER) + 2 if reason in _STARTING else len(_ORDER) + 1
+
+
+def _spell(waiting: Waiting) -> str:
+    if _rank(waiting.reason) == _rank("CrashLoopBackOff"):
+        # No count of restarts: the message would change, and the status be written, at each of them.
+        code = "" if waiting.exit_code is None else f" exited with code {waiting.exit_code}"
+        return f"{waiting.reason}: container {waiting.container}{code}"
+    return f"{waiting.reason}: {waiting.message}"[:_LENGTH] if waiting.message else waiting.reason
+
+
+def _refused(workload: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the API server said when a pod could not even be created: a quota, an admission webhook."""
+    for condition in ((workload or {}).get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            yield f"{condition.get('reason')}: {condition.get('message')}"[:_LENGTH]

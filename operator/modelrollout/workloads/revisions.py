@@ -1,0 +1,214 @@
+"""A revision as objects: its record, its Deployment and its Service; and the Service that callers use.
+
+The record is a ControllerRevision with the rendered template and ports. Everything is made from the record, so a newer
+operator that renders differently does not restart pods, and what is promoted is exactly what was analysed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..api.spec import ModelSource, Spec
+from ..api.status import Status
+from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
+from .children import child_name, labels_for, owned
+
+DATA_VERSION = 1
+_DEPLOYMENT_DEADLINE = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a ControllerRevision remembers of a revision."""
+
+    template: Mapping[str, Any]  # the pod template, rendered
+    ports: Sequence[Mapping[str, Any]]  # of its Service
+
+    @classmethod
+    def of(cls, obj: Mapping[str, Any]) -> Record:
+        """Read the data of a ControllerRevision that `controller_revision` made."""
+        data = obj["data"]
+        return cls(template=data["template"], ports=data["ports"])
+
+    @classmethod
+    def render(cls, rollout: Mapping[str, Any], spec: Spec, revision: str) -> Record:
+        """The record of the revision that a spec names."""
+        return cls(
+            template=render_template(rollout, spec, revision),
+            ports=[
+                {"name": port.name, "port": port.port, "targetPort": port.target, "protocol": "TCP"}
+                for port in spec.service.ports
+            ],
+        )
+
+    @classmethod
+    def running(cls, deployment: Mapping[str, Any], service: Mapping[str, Any]) -> Record:
+        """What runs, when the ControllerRevision is gone: enough to go on with the same pods."""
+        keys = ("name", "port", "targetPort", "protocol")
+        return cls(
+            template=_without_nulls(copy.deepcopy(deployment["spec"]["template"])),
+            ports=[{key: port[key] for key in keys if key in port} for port in service["spec"]["ports"]],
+        )
+
+    def port(self, name: str | None) -> int:
+        """Number of the service port with a name; of the first one if there is none of that name."""
+        named = (port for port in self.ports if port.get("name") == name)
+        return int(next(named, self.ports[0])["port"])
+
+
+def render_template(rollout: Mapping[str, Any], spec: Spec, revision: str) -> Object:
+    """The pod template of a spec with our labels, and with the model as environment variables of each container.
+
+    They come first, so that other variables can refer to them as `$(MODEL_URI)`; those that the template sets itself
+    are left alone.
+    """
+    template: Object = _without_nulls(copy.deepcopy(spec.workload.template))
+    metadata = template.setdefault("metadata", {})
+    metadata["labels"] = (metadata.get("labels") or {}) | labels_for(rollout, revision)
+    pod = template.setdefault("spec", {})
+    for containers in ("initContainers", "containers"):
+        for container in pod.get(containers) or []:
+            if isinstance(container, dict) and (variables := _variables(spec.model, container)):
+                container["env"] = variables
+    return template
+
+
+def _variables(model: ModelSource, container: Mapping[str, Any]) -> list[Any]:
+    present = container.get("env") or []
+    names = {variable.get("name") for variable in present if isinstance(variable, dict)}
+    ours = {"MODEL_NAME": model.name, "MODEL_VERSION": model.version, "MODEL_URI": model.uri}
+    return [
+        *({"name": name, "value": value} for name, value in ours.items() if value and name not in names),
+        *present,
+    ]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Go clients write `creationTimestamp: null`; a null means the same as nothing, except to server-side apply."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def controller_revision(
+    rollout: Mapping[str, Any], spec: Spec, revision: str, *, record: Record, attempt: int
+) -> Object:
+    """The record of a revision. Its data never change; `revision` orders the history by attempt."""
+    return {
+        "apiVersion": CONTROLLER_REVISION.api_version,
+        "kind": CONTROLLER_REVISION.kind,
+        "metadata": owned(rollout, child_name(rollout, revision), revision),
+        "data": {
+            "version": DATA_VERSION,
+            "model": spec.model.to_wire(),
+            "template": record.template,
+            "ports": list(record.ports),
+        },
+        "revision": attempt,
+    }
+
+
+def deployment(
+    rollout: Mapping[str, Any], spec: Spec, revision: str, *, record: Record, replicas: int
+) -> Object:
+    """The Deployment of a revision.
+
+    Its own deadline only sets a condition that nobody acts on; it is not shorter than ours. Pods that are replaced one
+    by one (an evicted node) are never missing: maxUnavailable 0.
+    """
+    ready_seconds = spec.workload.min_ready_seconds
+    deadline = max(_DEPLOYMENT_DEADLINE, spec.progress_deadline, ready_seconds + 60.0)
+    return {
+        "apiVersion": DEPLOYMENT.api_version,
+        "kind": DEPLOYMENT.kind,
+        "metadata": owned(rollout, child_name(rollout, revision), revision),
+        "spec": {
+            "replicas": replicas,
+            "minReadySeconds": ready_seconds,
+            "progressDeadlineSeconds": math.ceil(deadline),
+            "selector": {"matchLabels": labels_for(rollout, revision)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
+            "template": record.template,
+        },
+    }
+
+
+def service(rollout: Mapping[str, Any], revision: str, *, record: Record) -> Object:
+    """The Service of a revision: it selects its pods only, and is never pointed elsewhere."""
+    return _service(
+        owned(rollout, child_name(rollout, revision), revision), labels_for(rollout, revision), record
+    )
+
+
+def root_service(rollout: Mapping[str, Any], name: str, pin: str | None, *, record: Record) -> Object:
+    """The Service that callers use: pinned to one revision, or selecting the pods of all (`pin` None)."""
+    return _service(owned(rollout, name), labels_for(rollout, pin), record)
+
+
+def _service(metadata: Object, selector: Mapping[str, str], record: Record) -> Object:
+    return {
+        "apiVersion": SERVICE.api_version,
+        "kind": SERVICE.kind,
+        "metadata": metadata,
+        "spec": {"selector": dict(selector), "ports": [dict(port) for port in record.ports]},
+    }
+
+
+def pin_of(spec: Spec, status: Status) -> str | None:
+    """The revision that the Service for callers is pinned to; None where the ratio of pods makes the split.
+
+    With a router it follows the stable revision. By pod ratio its pods *are* the weight: it is pinned as long as one
+    revision has all of it, and drops the pin while two have some.
+    """
+    main = status.stable or status.candidate
+    assert main is not None
+    if spec.traffic.router != "podRatio":
+        return main.revision
+    weights = weights_by_revision(status)
+    if len(weights) > 1:
+        return None
+    return next(iter(weights), main.revision)
+
+
+def weights_by_revision(status: Status) -> dict[str, int]:
+    """The committed weights above 0, by revision."""
+    weights: dict[str, int] = {}
+    for role, weight in (
+        (status.stable, status.weights.stable),
+        (status.candidate, status.weights.candidate),
+        (status.previous, status.weights.previous),
+    ):
+        if role is not None and weight > 0:
+            weights[role.revision] = weights.get(role.revision, 0) + weight
+    return weights
+
+
+def sizes_by_revision(status: Status, now: float) -> dict[str, int]:
+    """Pods that each revision is to have, the stable one first; those that retired are left out once their time is
+    over."""
+    sizes: dict[str, int] = {}
+    for role in (status.stable, status.candidate, status.previous):
+        if role is not None:
+            sizes[role.revision] = max(sizes.get(role.revision, 0), role.desired)
+    for gone in status.retiring:
+        if gone.until > now:
+            sizes.setdefault(gone.revision, gone.desired)
+    return sizes
+
+
+def dry_run_object(rollout: Mapping[str, Any], spec: Spec, revision: str) -> Object:
+    """The Deployment to be applied with `dryRun=All` before a revision exists: the schema of the pod template is the
+    API server's to judge."""
+    return deployment(
+        rollout,
+        spec,
+        revision,
+        record=Record.render(rollout, spec, revision),
+        replicas=spec.workload.replicas,
+    )
