@@ -91,7 +91,7 @@ async def _answer(checks: Mapping[str, Check]) -> web.Response:
     lines = [
         f"[-] {name}: {fault}" if fault else f"[+] {name}" for name, fault in zip(names, faults, strict=True)
     ]
-    return web.Response(status=503 if any(faults) else 200, text="\n".join([*lines, ""]) or "ok\n")
+    return web.Response(status=503 if any(faults) else 200, text="\n".join([*lines, ""]) if lines else "ok\n")
 
 
 async def _run(check: Check) -> str | None:
