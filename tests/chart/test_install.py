@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,29 +112,25 @@ def _create_account(client: KubeClient, name: str) -> None:
     client.apply(account)
 
 
-class TestInstalled:
+@contextmanager
+def _installed(helm: Helm, lab: Lab, values: dict[str, Any]) -> Iterator[KubeClient]:
+    # The tests above left an account of this name that is not Helm's.
+    account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/rollouts-modelrollout"
+    lab.client.delete(account, missing_ok=True)
+    arguments = ("rollouts", str(CHART), "--namespace", NAMESPACE, "--values", helm.file(values))
+    done = helm.run("install", *arguments, kubeconfig=_kubeconfig(lab))
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in (done.stdout + done.stderr).lower()
+    yield lab.client
+    done = helm.run("uninstall", "rollouts", "--namespace", NAMESPACE, kubeconfig=_kubeconfig(lab))
+    assert done.returncode == 0, done.stderr
+
+
+class TestInstalledClusterWide:
     @pytest.fixture(scope="class")
     def cluster_wide(self, helm: Helm, lab: Lab, client: KubeClient) -> Iterator[KubeClient]:
-        yield from self._installed(helm, lab, client, {"servers": [SERVER]})
-
-    @pytest.fixture(scope="class")
-    def per_namespace(self, helm: Helm, lab: Lab, client: KubeClient) -> Iterator[KubeClient]:
-        yield from self._installed(helm, lab, client, {"watchNamespaces": ["a", "b"]})
-
-    def _installed(
-        self, helm: Helm, lab: Lab, client: KubeClient, values: dict[str, Any]
-    ) -> Iterator[KubeClient]:
-        # The tests above left accounts of this name that are not Helm's.
-        client.delete(
-            f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/rollouts-modelrollout", missing_ok=True
-        )
-        arguments = ("rollouts", str(CHART), "--namespace", NAMESPACE, "--values", helm.file(values))
-        done = helm.run("install", *arguments, kubeconfig=_kubeconfig(lab))
-        assert done.returncode == 0, done.stderr
-        assert "warning" not in (done.stdout + done.stderr).lower()
-        yield client
-        done = helm.run("uninstall", "rollouts", "--namespace", NAMESPACE, kubeconfig=_kubeconfig(lab))
-        assert done.returncode == 0, done.stderr
+        with _installed(helm, lab, {"servers": [SERVER]}) as installed:
+            yield installed
 
     def test_cluster_wide_the_operator_may_do_its_work_in_every_namespace(
         self, cluster_wide: KubeClient
@@ -169,14 +166,6 @@ class TestInstalled:
     ) -> None:
         assert not _can(cluster_wide, verb, resource, namespace)
 
-    def test_per_namespace_it_may_do_its_work_there_and_nowhere_else(self, per_namespace: KubeClient) -> None:
-        for namespace in ("a", "b"):
-            assert _can(per_namespace, "watch", "modelrollout.dev/modelrollouts", namespace)
-            assert _can(per_namespace, "patch", "gateway.networking.k8s.io/httproutes", namespace)
-        for namespace in ("elsewhere", NAMESPACE, ""):
-            assert not _can(per_namespace, "watch", "modelrollout.dev/modelrollouts", namespace)
-            assert not _can(per_namespace, "list", "pods", namespace)
-
     def test_another_configuration_is_an_upgrade(
         self, cluster_wide: KubeClient, helm: Helm, lab: Lab
     ) -> None:
@@ -198,6 +187,21 @@ class TestInstalled:
         config = cluster_wide.get(f"/api/v1/namespaces/{NAMESPACE}/configmaps/rollouts-modelrollout")
         parsed = yaml.safe_load(config["data"]["config.yaml"])
         assert (parsed["timing"]["raiseAfter"], parsed["servers"][0]["name"]) == ("1m", "default")
+
+
+class TestInstalledPerNamespace:
+    @pytest.fixture(scope="class")
+    def per_namespace(self, helm: Helm, lab: Lab, client: KubeClient) -> Iterator[KubeClient]:
+        with _installed(helm, lab, {"watchNamespaces": ["a", "b"]}) as installed:
+            yield installed
+
+    def test_per_namespace_it_may_do_its_work_there_and_nowhere_else(self, per_namespace: KubeClient) -> None:
+        for namespace in ("a", "b"):
+            assert _can(per_namespace, "watch", "modelrollout.dev/modelrollouts", namespace)
+            assert _can(per_namespace, "patch", "gateway.networking.k8s.io/httproutes", namespace)
+        for namespace in ("elsewhere", NAMESPACE, ""):
+            assert not _can(per_namespace, "watch", "modelrollout.dev/modelrollouts", namespace)
+            assert not _can(per_namespace, "list", "pods", namespace)
 
 
 def _documented(document: str) -> list[list[str]]:

@@ -332,3 +332,12 @@ def test_the_schema_knows_every_value_and_says_no_to_others() -> None:
 
     compare(values, schema, "values")
     assert set(values) == set(schema["properties"]) - {"global"}
+
+
+@pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
+def test_the_operator_takes_every_argument(render: Render, values: dict[str, Any]) -> None:
+    from modelrollout.cli import main
+
+    command, *arguments = _container(render(values))["args"]
+    known = {option for parameter in main.commands[command].params for option in parameter.opts}
+    assert {argument.partition("=")[0] for argument in arguments} <= known
