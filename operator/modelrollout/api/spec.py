@@ -414,7 +414,7 @@ class Analysis(Model):
     """How the candidate is compared with the baseline."""
 
     mode: Literal["On", "Off"] = "On"
-    """Off, which takes no metrics: nothing is compared, and what is promoted is marked as unproven."""
+    """In quotes, because YAML reads On as true. "Off", which takes no metrics: nothing is compared, and what is promoted is marked as unproven."""
     prometheus: DnsLabel = "default"
     """Name of a Prometheus server that the operator was configured with."""
     interval: Duration = 15.0

@@ -126,7 +126,12 @@ def _sentence(detail: Mapping[str, Any], loc: Sequence[int | str]) -> str:
         case "value_error":
             return f"{name}: {context['error']}"
         case "literal_error":
-            return f"{name} is {value!r}: write one of {context['expected']}"
+            hint = (
+                " (in quotes, because YAML reads On and Off as true and false)"
+                if isinstance(value, bool)
+                else ""
+            )
+            return f"{name} is {value!r}: write one of {context['expected']}{hint}"
         case "string_type":
             return f"{name} must be a string, not {value!r}: put it in quotes"
         case "int_type" | "int_from_float":

@@ -1,0 +1,405 @@
+"""Manifests that must be accepted, and a table of such that must be refused: for the Python validator and, in tests/cluster,
+for the API server."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+DROP = object()
+"""In a change: remove the field."""
+
+
+def minimal() -> dict[str, Any]:
+    """What examples/minimal.yaml says."""
+    return {
+        "apiVersion": "modelrollout.dev/v1alpha1",
+        "kind": "ModelRollout",
+        "metadata": {"name": "digits"},
+        "spec": {
+            "workload": {"template": {"spec": {"containers": [{"name": "server", "image": "lab/model:1"}]}}},
+            "service": {"ports": [{"port": 80, "targetPort": 8080}]},
+            "analysis": {"metrics": [errors()]},
+        },
+    }
+
+
+def errors(**more: Any) -> dict[str, Any]:
+    """A ratio metric."""
+    return {"name": "errors", "ratio": {"bad": 'r{code=~"5.."}', "total": "r"}, **more}
+
+
+def latency(**more: Any) -> dict[str, Any]:
+    """A latency metric."""
+    return {"name": "latency", "latency": {"histogram": "d", "slo": "250ms", **more}}
+
+
+def score(**more: Any) -> dict[str, Any]:
+    """A score metric."""
+    return {"name": "quality", "score": {"sum": "q_sum", "count": "q_count", **more}}
+
+
+def guardrail(**more: Any) -> dict[str, Any]:
+    """A guardrail metric."""
+    return {"name": "gpu", "guardrail": {"query": "max(g)", **more}}
+
+
+def gateway(**more: Any) -> dict[str, Any]:
+    """A gatewayAPI member of traffic."""
+    return {"gatewayAPI": {"parentRefs": [{"name": "public"}], **more}}
+
+
+TWO_PORTS = [{"name": "http", "port": 80}, {"name": "grpc", "port": 9000}]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A change to the minimal manifest, the field that the message must name, and where Python finds it."""
+
+    why: str
+    change: Mapping[str, Any]
+    names: str
+    at: str
+
+    def manifest(self) -> dict[str, Any]:
+        obj = copy.deepcopy(minimal())
+        for path, value in self.change.items():
+            _put(obj, path.split("."), copy.deepcopy(value) if value is not DROP else DROP)
+        return obj
+
+
+def _put(obj: Any, path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        obj = obj.setdefault(name, {})
+    if value is DROP:
+        del obj[path[-1]]
+    else:
+        obj[path[-1]] = value
+
+
+def bad(
+    why: str, path: str, value: Any, *, at: str | None = None, names: str | None = None, **more: Any
+) -> Bad:
+    where = at or path
+    return Bad(
+        why, {path: value, **more.get("also", {})}, names or where.rpartition(".")[2].partition("[")[0], where
+    )
+
+
+METRICS = "spec.analysis.metrics"
+STEPS = "spec.strategy.canary.steps"
+
+BAD: tuple[Bad, ...] = (
+    # the name
+    bad("a name of 53 characters leaves no room for a revision", "metadata.name", "a" * 53),
+    bad("a name with a dot is no name of a Service", "metadata.name", "fraud.v2"),
+    bad("a name that starts with a digit is no name of a Service", "metadata.name", "2fraud"),
+    # workload
+    bad("there is no spec", "spec", DROP),
+    bad("there is no workload", "spec.workload", DROP),
+    bad("a workload has no template", "spec.workload.template", DROP),
+    bad(
+        "a template has no spec", "spec.workload.template", {"metadata": {}}, at="spec.workload.template.spec"
+    ),
+    bad("a template has no containers", "spec.workload.template.spec.containers", []),
+    bad("no replicas could serve nothing", "spec.workload.replicas", 0),
+    bad("replicas in quotes are no number", "spec.workload.replicas", "4"),
+    bad("seconds are not negative", "spec.workload.minReadySeconds", -1),
+    bad("a word is no boolean", "spec.workload.elastic", "yes"),
+    bad("a version without quotes is a number", "spec.model", {"version": 20261120}, at="spec.model.version"),
+    # service
+    bad("there is no service", "spec.service", DROP),
+    bad("a service has no ports", "spec.service.ports", []),
+    bad("a name of a Service has no capitals", "spec.service.name", "Fraud"),
+    bad("port 0 does not exist", "spec.service.ports", [{"port": 0}], at="spec.service.ports[0].port"),
+    bad("a port has no number", "spec.service.ports", [{"name": "http"}], at="spec.service.ports[0].port"),
+    bad(
+        "a port in quotes is no number",
+        "spec.service.ports",
+        [{"port": "80"}],
+        at="spec.service.ports[0].port",
+    ),
+    bad("two ports have one number", "spec.service.ports", [{"port": 80}, {"name": "b", "port": 80}]),
+    bad(
+        "two ports have one name",
+        "spec.service.ports",
+        [{"port": 80}, {"port": 81}],
+        at="spec.service.ports[1].name",
+    ),
+    bad(
+        "a target port is no sentence",
+        "spec.service.ports",
+        [{"port": 80, "targetPort": "the port"}],
+        at="spec.service.ports[0].targetPort",
+    ),
+    bad(
+        "target port 0 does not exist",
+        "spec.service.ports",
+        [{"port": 80, "targetPort": 0}],
+        at="spec.service.ports[0].targetPort",
+    ),
+    # traffic
+    bad("two routers split the same traffic", "spec.traffic", {**gateway(), "podRatio": {}}),
+    bad(
+        "a route has no parents",
+        "spec.traffic",
+        gateway(parentRefs=[]),
+        at="spec.traffic.gatewayAPI.parentRefs",
+    ),
+    bad("parents are left out", "spec.traffic", {"gatewayAPI": {}}, at="spec.traffic.gatewayAPI.parentRefs"),
+    bad(
+        "a parent has no name",
+        "spec.traffic",
+        gateway(parentRefs=[{"namespace": "gateways"}]),
+        at="spec.traffic.gatewayAPI.parentRefs[0].name",
+    ),
+    bad(
+        "a host name has an underscore",
+        "spec.traffic",
+        gateway(hostnames=["my_host"]),
+        at="spec.traffic.gatewayAPI.hostnames[0]",
+    ),
+    bad(
+        "a host name stands twice",
+        "spec.traffic",
+        gateway(hostnames=["a.example", "a.example"]),
+        at="spec.traffic.gatewayAPI.hostnames[1]",
+    ),
+    bad(
+        "a path does not start with a slash",
+        "spec.traffic",
+        gateway(matches=[{"path": {"value": "predict"}}]),
+        at="spec.traffic.gatewayAPI.matches[0].path.value",
+    ),
+    bad(
+        "a kind of path match is unknown",
+        "spec.traffic",
+        gateway(matches=[{"path": {"type": "Prefix"}}]),
+        at="spec.traffic.gatewayAPI.matches[0].path.type",
+    ),
+    bad(
+        "a header is matched twice",
+        "spec.traffic",
+        gateway(matches=[{"headers": [{"name": "a", "value": "1"}, {"name": "a", "value": "2"}]}]),
+        at="spec.traffic.gatewayAPI.matches[0].headers[1].name",
+        names="headers",
+    ),
+    bad(
+        "which of two ports is routed is not said",
+        "spec.traffic",
+        gateway(),
+        at="spec.traffic.gatewayAPI.port",
+        also={"spec.service.ports": TWO_PORTS},
+    ),
+    bad(
+        "a port that does not exist is routed",
+        "spec.traffic",
+        gateway(port="https"),
+        at="spec.traffic.gatewayAPI.port",
+        also={"spec.service.ports": TWO_PORTS},
+    ),
+    # strategy
+    bad("a list of steps is empty", STEPS, []),
+    bad("a step has no weight", STEPS, [{"duration": "5m"}], at=f"{STEPS}[0].weight"),
+    bad("a step of weight 0 compares nothing", STEPS, [{"weight": 0}], at=f"{STEPS}[0].weight"),
+    bad("a step of weight 100 leaves no baseline", STEPS, [{"weight": 100}], at=f"{STEPS}[0].weight"),
+    bad("a weight has a fraction", STEPS, [{"weight": 2.5}], at=f"{STEPS}[0].weight"),
+    bad("weights fall", STEPS, [{"weight": 50}, {"weight": 10}]),
+    bad("two steps have one name", STEPS, [{"name": "a", "weight": 1}, {"name": "a", "weight": 2}]),
+    bad("a duration has no unit", STEPS, [{"weight": 1, "duration": 300}], at=f"{STEPS}[0].duration"),
+    bad(
+        "a duration is written in words",
+        STEPS,
+        [{"weight": 1, "duration": "5 minutes"}],
+        at=f"{STEPS}[0].duration",
+    ),
+    bad(
+        "fewer than no requests are awaited",
+        STEPS,
+        [{"weight": 1, "minRequests": -1}],
+        at=f"{STEPS}[0].minRequests",
+    ),
+    bad("a step field is misspelt", STEPS, [{"weight": 1, "durration": "5m"}], at=f"{STEPS}[0].durration"),
+    bad("planned steps would end without a baseline", "spec.strategy.canary.maxWeight", 100),
+    # analysis
+    bad("a mode is unknown", "spec.analysis.mode", "Sometimes"),
+    bad("YAML made a boolean of On", "spec.analysis.mode", True),
+    bad("nothing is compared although mode is On", METRICS, []),
+    bad("metrics are given although mode is Off", "spec.analysis.mode", "Off", at=METRICS),
+    bad("looks are more frequent than scrapes", "spec.analysis.interval", "5s"),
+    bad("looks without a pause", "spec.analysis.interval", "0s", also={"spec.analysis.scrapeInterval": "0s"}),
+    bad("scrapes without a pause", "spec.analysis.scrapeInterval", "10ms"),
+    bad("an interval is a bare number", "spec.analysis.interval", 15),
+    bad("a probability is a float", "spec.analysis.falseRollback", 0.01),
+    bad("a probability is 0", "spec.analysis.falseRollback", "0"),
+    bad("a probability has a comma", "spec.analysis.falsePromotion", "0,05"),
+    bad("a probability is above one half", "spec.analysis.falsePromotion", "0.95"),
+    bad("a deadline is over before the first look", "spec.analysis.deadline", "10s"),
+    bad("one failed look is called an outage", "spec.analysis.outage", "1s"),
+    bad("an end is unknown", "spec.analysis.onInconclusive", "Rollforward"),
+    bad(
+        "a label name has a dash", "spec.analysis.arms", {"label": "pod-name"}, at="spec.analysis.arms.label"
+    ),
+    bad("a name of a server has a slash", "spec.analysis.prometheus", "http://prometheus"),
+    # metrics
+    bad("a metric has no name", METRICS, [{"ratio": errors()["ratio"]}], at=f"{METRICS}[0].name"),
+    bad(
+        "a name of a metric has a space",
+        METRICS,
+        [{**errors(), "name": "my errors"}],
+        at=f"{METRICS}[0].name",
+    ),
+    bad(
+        "two metrics have one name",
+        METRICS,
+        [errors(), errors()],
+        at=f"{METRICS}[1].name",
+        names="metrics[1]",
+    ),
+    bad("a metric has no kind", METRICS, [{"name": "errors"}], at=f"{METRICS}[0]"),
+    bad("a metric has two kinds", METRICS, [{**errors(), **score(), "name": "both"}], at=f"{METRICS}[0]"),
+    bad("a metric has no weight", METRICS, [errors(weight=0)], at=f"{METRICS}[0].weight"),
+    bad(
+        "a rate is no series selector",
+        METRICS,
+        [errors(ratio={"bad": "rate(r[5m])", "total": "r"})],
+        at=f"{METRICS}[0].ratio.bad",
+    ),
+    bad(
+        "a sum is no series selector",
+        METRICS,
+        [errors(ratio={"bad": "r", "total": "a + b"})],
+        at=f"{METRICS}[0].ratio.total",
+    ),
+    bad("a ratio has no total", METRICS, [errors(ratio={"bad": "r"})], at=f"{METRICS}[0].ratio.total"),
+    bad("a range is no series selector", METRICS, [score(sum="q[1m]")], at=f"{METRICS}[0].score.sum"),
+    bad("a count is a function", METRICS, [score(count="count(q)")], at=f"{METRICS}[0].score.count"),
+    bad("a score has no range", METRICS, [score(min="1")], at=f"{METRICS}[0].score.max"),
+    bad("a direction is unknown", METRICS, [score(better="Up")], at=f"{METRICS}[0].score.better"),
+    bad(
+        "a histogram is a function",
+        METRICS,
+        [latency(histogram="sum(d)")],
+        at=f"{METRICS}[0].latency.histogram",
+    ),
+    bad(
+        "a histogram has its suffix",
+        METRICS,
+        [latency(histogram='d_bucket{a="b"}')],
+        at=f"{METRICS}[0].latency.histogram",
+    ),
+    bad("requests take no time", METRICS, [latency(slo="0s")], at=f"{METRICS}[0].latency.slo"),
+    bad(
+        "a latency has no SLO",
+        METRICS,
+        [{"name": "latency", "latency": {"histogram": "d"}}],
+        at=f"{METRICS}[0].latency.slo",
+    ),
+    bad("a guardrail has no bound", METRICS, [guardrail()], at=f"{METRICS}[0].guardrail"),
+    bad(
+        "a guardrail can't be kept", METRICS, [guardrail(min="2", max="1")], at=f"{METRICS}[0].guardrail.max"
+    ),
+    bad("a bound is a number", METRICS, [guardrail(max=70000)], at=f"{METRICS}[0].guardrail.max"),
+    bad(
+        "a guardrail never acts",
+        METRICS,
+        [guardrail(max="1", failures=0)],
+        at=f"{METRICS}[0].guardrail.failures",
+    ),
+    bad(
+        "a guardrail has a margin",
+        METRICS,
+        [{**guardrail(max="1"), "margin": {"harm": {"ratio": "1.1"}}}],
+        at=f"{METRICS}[0].margin",
+    ),
+    bad(
+        "harm is above what is accepted",
+        METRICS,
+        [errors(margin={"harm": {"ratio": "1.5"}, "accept": {"ratio": "1.2"}})],
+        at=f"{METRICS}[0].margin.harm.ratio",
+    ),
+    bad(
+        "harm is above what is accepted by default",
+        METRICS,
+        [errors(margin={"harm": {"absolute": "0.01"}})],
+        at=f"{METRICS}[0].margin.harm.absolute",
+    ),
+    bad(
+        "harm of a latency is above what is accepted by default",
+        METRICS,
+        [{**latency(), "margin": {"harm": {"ratio": "1.51"}}}],
+        at=f"{METRICS}[0].margin.harm.ratio",
+    ),
+    bad(
+        "harm of a score is above what is accepted by default",
+        METRICS,
+        [{**score(), "margin": {"harm": {"ratio": "1.01"}}}],
+        at=f"{METRICS}[0].margin.harm.ratio",
+    ),
+    bad(
+        "a better model than the baseline is demanded",
+        METRICS,
+        [errors(margin={"accept": {"ratio": "0.9"}})],
+        at=f"{METRICS}[0].margin.accept.ratio",
+    ),
+    bad(
+        "a margin is negative",
+        METRICS,
+        [errors(margin={"accept": {"absolute": "-0.1"}})],
+        at=f"{METRICS}[0].margin.accept.absolute",
+    ),
+    bad(
+        "an equal model could never be proven",
+        METRICS,
+        [errors(margin={"accept": {"ratio": "1", "absolute": "0"}})],
+        at=f"{METRICS}[0].margin.accept",
+    ),
+    # the rest
+    bad("an old revision keeps most requests", "spec.watch.holdback", 60),
+    bad("a standby is larger than what it stands by for", "spec.watch.standby", 101),
+    bad("an alarm does something unknown", "spec.watch.onAlarm", "Page"),
+    bad("a watch never ends", "spec.watch.duration", "forever"),
+    bad("pods have no time to start", "spec.progressDeadline", "0s"),
+    bad("a delay is negative", "spec.drainDelay", "-30s"),
+    bad("fewer than no revisions are kept", "spec.revisionHistoryLimit", -1),
+    bad("a boolean is in quotes", "spec.paused", "true"),
+    bad("a field of another API is written", "spec.replicas", 3),
+    bad("a member that is not served is written", "spec.strategy.blueGreen", {}),
+)
+
+_TOLERANT = {"harm": {"ratio": "1", "absolute": "0"}, "accept": {"ratio": "1", "absolute": "0.001"}}
+
+GOOD: dict[str, Mapping[str, Any]] = {
+    "the minimal manifest": {},
+    "a name of 52 characters": {"metadata.name": "a" * 52},
+    "the pod ratio": {"spec.traffic": {"podRatio": {}}},
+    "a route to the only port": {"spec.traffic": gateway()},
+    "a route to one of two ports": {"spec.traffic": gateway(port="grpc"), "spec.service.ports": TWO_PORTS},
+    "a path by regular expression": {
+        "spec.traffic": gateway(matches=[{"path": {"type": "RegularExpression", "value": ".*"}}])
+    },
+    "planned steps": {"spec.strategy": {"canary": {"maxWeight": 20}}},
+    "equal weights": {STEPS: [{"weight": 5}, {"weight": 5, "approval": True}]},
+    "an analysis that is off": {"spec.analysis": {"mode": "Off"}},
+    "only a guardrail": {METRICS: [guardrail(max="70000")]},
+    "all kinds of metrics": {METRICS: [errors(), latency(), score(), guardrail(min="-1.5")]},
+    "the strictest margins": {METRICS: [errors(margin=_TOLERANT)]},
+    "an accept margin below the default harm margin": {
+        METRICS: [errors(margin={"accept": {"ratio": "1.01"}})]
+    },
+    "a selector without a name": {METRICS: [errors(ratio={"bad": '{__name__="r",code="5"}', "total": "r"})]},
+    "a selector with a brace in its value": {
+        METRICS: [errors(ratio={"bad": 'r{path="/a/{id}"}', "total": "r"})]
+    },
+    "no watch": {"spec.watch": {"duration": "0s", "holdback": 0}},
+    "unknown fields inside of the pod template": {
+        "spec.workload.template.spec.containers": [{"name": "a", "image": "b", "somethingNew": {"x": 1}}]
+    },
+}
+
+
+def good(name: str) -> dict[str, Any]:
+    """The minimal manifest with the changes of `GOOD[name]`."""
+    return Bad(name, GOOD[name], "", "").manifest()
