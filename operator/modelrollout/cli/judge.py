@@ -6,6 +6,7 @@ weights and no pods: harmless never starts anew, every poll is settled, and the 
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from math import exp, isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -139,10 +140,10 @@ def judge(
         Margin(full.harm_ratio, full.harm_absolute),
         Margin(full.accept_ratio, full.accept_absolute),
     )
-    _refuse_crossed(harm, accept)
+    _refuse_bad_margins(harm, accept)
     test = MetricTest("judge", kind, harm, accept, weight=1.0, gating=True, selectors="")
-    out = click.get_text_stream("stdout")
-    encode = json.JSONEncoder(allow_nan=False).encode
+    out = sys.stdout
+    encode = json.dumps
     runs: dict[Label, Run] = {}
     for row in read_rows(counts):
         run = runs.get(row.run)
@@ -156,9 +157,12 @@ def judge(
             out.write(encode(run.summary()) + "\n")
 
 
-def _refuse_crossed(harm: Margin, accept: Margin) -> None:
+def _refuse_bad_margins(harm: Margin, accept: Margin) -> None:
     for part in ("ratio", "absolute"):
         tolerance, margin = getattr(harm, part), getattr(accept, part)
+        for option, value in ((f"--harm-{part}", tolerance), (f"--accept-{part}", margin)):
+            if not isfinite(value):
+                raise click.UsageError(f"{option} must be a finite number, not {value}.")
         if tolerance > margin:
             raise click.UsageError(
                 f"--harm-{part} {tolerance:g} must not be more than --accept-{part} {margin:g}: "
