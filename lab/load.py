@@ -152,18 +152,19 @@ class Load:
         self.stop()
 
     def _run(self) -> None:
-        due = monotonic()
+        last = monotonic() - 1.0 / self.rate
         order: list[bytes] = []
         while not self._stopping.is_set():
-            now = monotonic()
+            now, gap = monotonic(), 1.0 / self.rate
             # After a long pause of this thread the lost time is not made up for: it would be a burst, not a rate.
-            due = max(due, now - MAX_BURST / self.rate)
-            while due <= now:
+            last = max(last, now - (MAX_BURST + 1) * gap)
+            while last + gap <= now:
+                last += gap
                 if not order:
                     order = self._random.sample(self._requests, len(self._requests))
-                self._send(order.pop(), due)
-                due += 1.0 / self.rate
-            self._receive(min(max(due - monotonic(), 0.0), 0.2))
+                self._send(order.pop(), last)
+            # Not longer than a moment, for the rate may be changed and requests expire.
+            self._receive(min(max(last + gap - monotonic(), 0.0), 0.2))
             self._expire()
         for connection in (*self._idle, *self._busy):
             connection.socket.close()

@@ -8,8 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from lab.gateway import Gateway, create_public_gateway
-from lab.kube import KubeClient
+from lab.gateway import Gateway
 from lab.process import LabError
 
 
@@ -22,17 +21,12 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, required=True, help="keeps the port, Envoy's files and its log"
     )
-    parser.add_argument(
-        "--create", action="store_true", help="create the Gateway gateways/public and its class first"
-    )
     options = parser.parse_args()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     gateway = Gateway(options.kubeconfig, options.folder)
     try:
-        if options.create:
-            create_public_gateway(KubeClient(options.kubeconfig))
         gateway.start()
         print(f"The gateway listens on {gateway.url}", flush=True)
         ended.wait()

@@ -5,6 +5,7 @@ Translation to Envoy and status both need these answers and must never disagree 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,6 +101,9 @@ def _attach_to(route: Object, parent_ref: Object, gateway: Object) -> Attachment
         return refuse("NoMatchingListenerHostname", "No hostname of the route fits a listener's hostname.")
     if unsupported := _unsupported_filter(route):
         return refuse("UnsupportedValue", f"The lab's gateway does not support {unsupported}.")
+    if broken := _broken_expression(route):
+        # Envoy would refuse the whole configuration, and with it everybody else's routes.
+        return refuse("UnsupportedValue", f"{broken!r} is no regular expression.")
     return Attachment(parent_ref, gateway, tuple(carrying), tuple(hostnames), None)
 
 
@@ -137,6 +141,25 @@ def _unsupported_filter(route: Object) -> str | None:
                 if entry["type"] not in SUPPORTED_FILTERS - {"RequestMirror"}:
                     return f"the filter {entry['type']} on a backendRef"
     return None
+
+
+def _broken_expression(route: Object) -> str | None:
+    for rule in route["spec"].get("rules") or []:
+        for match in rule.get("matches") or []:
+            path = [match["path"]] if match.get("path") else []
+            for entry in (*path, *(match.get("headers") or []), *(match.get("queryParams") or [])):
+                if entry.get("type") == "RegularExpression" and not _compiles(entry["value"]):
+                    value: str = entry["value"]
+                    return value
+    return None
+
+
+def _compiles(expression: str) -> bool:
+    try:
+        re.compile(expression)
+    except re.error:
+        return False
+    return True
 
 
 def resolve_backend(

@@ -94,7 +94,16 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Returns when Envoy serves all that the API server knew. Raises LabError if either is not to be had."""
+        """Creates the Gateway `public` if it is missing; returns when Envoy serves all that the API server knew.
+
+        Raises LabError if either of the two does not answer.
+        """
+        try:
+            create_public_gateway(self._client)
+        except (KubeError, urllib3.exceptions.HTTPError) as error:
+            raise LabError(
+                f"The Gateway {GATEWAY_NAMESPACE}/{GATEWAY_NAME} cannot be created: {error}"
+            ) from error
         for informer in self._informers.values():
             informer.start()
         for name, informer in self._informers.items():
@@ -105,6 +114,7 @@ class Gateway:
         self.envoy.start(self._snapshot().translate())
         self._dirty.set()
         self._thread.start()
+        wait_until_programmed(self._client)
 
     def stop(self) -> None:
         """Ends Envoy and all threads."""

@@ -316,6 +316,17 @@ def status_of(one: Object, *gateways: Object, now: str = NOW) -> Object | None:
             "ResolvedRefs",
             id="a filter the lab cannot do",
         ),
+        pytest.param(
+            route(
+                {
+                    "matches": [{"headers": [{"type": "RegularExpression", "name": "a", "value": "("}]}],
+                    **backends(blue=1),
+                }
+            ),
+            "UnsupportedValue",
+            "ResolvedRefs",
+            id="a regular expression that Envoy would refuse together with all other routes",
+        ),
     ],
 )
 def test_a_route_is_told_what_is_wrong(one: Object, accepted: str, resolved: str) -> None:
