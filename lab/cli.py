@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from typing import Any
 import click
 
 from lab import build as builds
-from lab.lab import Lab, default_folder, read_state, start_detached
-from lab.process import LabError
+from lab.lab import Lab, default_folder, read_owner, read_state, start_detached
+from lab.process import LabError, is_alive
 
 _folder = click.option(
     "--folder",
@@ -78,9 +76,8 @@ def supervise(
     folder: Path | None, no_prometheus: bool, no_gateway: bool, crowd: bool, scrape_interval: float
 ) -> None:
     """Run the lab in this process until SIGTERM or SIGINT."""
-    ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, _end)
     one = Lab(
         folder,
         prometheus=not no_prometheus,
@@ -91,7 +88,8 @@ def supervise(
         say=_say,
     )
     with one:
-        ended.wait()
+        while True:
+            signal.pause()
 
 
 @lab.command()
@@ -100,8 +98,8 @@ def supervise(
 def down(folder: Path | None, keep: bool) -> None:
     """Stop the lab and leave no process of it; its logs stay."""
     folder = (folder or default_folder()).resolve()
-    if read_state(folder) is None:
-        _say(f"no lab is up in {folder}")
+    if read_owner(folder) is None:
+        _say(f"no lab was up in {folder}")
     Lab(folder).down(forget=not keep)
     _say(f"lab is down; logs are in {folder / 'logs'}")
 
@@ -116,10 +114,17 @@ def status(folder: Path | None) -> None:
         _say(f"no lab is up in {folder}")
         sys.exit(1)
     _describe(folder)
-    gone = [name for name, pid in state["processes"].items() if not _alive(pid)]
+    gone = [name for name, pid in state["processes"].items() if not is_alive(pid)]
     for name, pid in state["processes"].items():
         _say(f"{name:24} process {pid}{' is gone' if name in gone else ''}")
     sys.exit(1 if gone else 0)
+
+
+def _end(*_: Any) -> None:
+    """End while the lab starts as well as while it runs; but a second signal must not break off its going down."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def _describe(folder: Path) -> None:
@@ -131,14 +136,6 @@ def _describe(folder: Path) -> None:
         if state[part]:
             _say(f"{part:12} {state[part]}")
     _say(f"{'logs':12} {folder / 'logs'}")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _say(line: str) -> None:

@@ -253,11 +253,11 @@ def _write_secret(file: Path, content: Object) -> None:
 
 
 def install_crds(client: KubeClient, folder: Path, *, timeout: float = 30.0) -> list[str]:
-    """Apply all manifests of a folder and wait until its CRDs are established; the names of those that were missing."""
+    """Create the manifests of a folder that are missing and wait until their CRDs are established; the names of those that were missing."""
     manifests = [item for file in sorted(folder.glob("*.yaml")) for item in _documents(file)]
     missing = [item for item in manifests if client.find(client.object_path(item)) is None]
     for item in missing:
-        client.apply(item)
+        client.create(client.object_path(item).rpartition("/")[0], item)
     deadline = time.monotonic() + timeout
     for item in missing:
         path = client.object_path(item)

@@ -26,11 +26,9 @@ from lab.cluster import ControlPlane, install_crds, serviceaccount_kubeconfig
 from lab.kube import KubeClient, Objects, path_of
 from lab.monitoring import Monitoring
 from lab.node import Images, NodeAgent
-from lab.process import Keeper, LabError, wait_until
+from lab.process import Keeper, LabError, is_alive, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-GATEWAY_NAMESPACE = "gateways"
-GATEWAY_NAME = "public"
 UP_SECONDS = 900.0
 
 Say = Callable[[str], None]
@@ -88,7 +86,7 @@ class Lab:
         if self._control_plane is not None or self._client is not None:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _try_lock(self.folder)
+        self._lock = _claim(self.folder, {"pid": os.getpid(), "supervised": self._supervised})
         if self._lock is None:
             return self._attach()
         began = time.monotonic()
@@ -218,7 +216,7 @@ class Lab:
             what=f"the start of the lab in {self.folder}",
         )
         self._client = self._connect(self.kubeconfig)
-        self._say(f"lab is up already: process {self._state()['pid']} runs it")
+        self._say(f"lab is up already: process {self._state()['owner']['pid']} runs it")
         return self
 
     def _state(self) -> dict[str, Any]:
@@ -229,8 +227,6 @@ class Lab:
 
     def _write_state(self) -> None:
         state = {
-            "pid": os.getpid(),
-            "supervised": self._supervised,
             "server": self._plane.server,
             "kubeconfig": str(self.kubeconfig),
             "prometheus": self._monitoring.url if self._monitoring else None,
@@ -352,18 +348,47 @@ def _try_lock(folder: Path) -> IO[str] | None:
     return lock
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
-    """What the lab in a folder says of itself, or None if no process runs it."""
-    if not (folder / "lock").exists():
+def _claim(folder: Path, owner: dict[str, Any]) -> IO[str] | None:
+    """The lock, with the owner written into it; None if another process has it.
+
+    Whoever only asks holds the lock for a moment, so one refusal says little.
+    """
+    for _ in range(5):
+        if lock := _try_lock(folder):
+            # What a killed owner said of its lab is no longer true.
+            (folder / "state.json").unlink(missing_ok=True)
+            lock.truncate(0)
+            lock.write(json.dumps(owner))
+            lock.flush()
+            return lock
+        time.sleep(0.05)
+    return None
+
+
+def read_owner(folder: Path) -> dict[str, Any] | None:
+    """The process that runs the lab in a folder (`pid`, `supervised`), also while it starts; None if there is none."""
+    file = folder / "lock"
+    if not file.exists():
         return None
     if lock := _try_lock(folder):
         lock.close()
         return None
     try:
+        owner: dict[str, Any] = json.loads(file.read_text())
+    except ValueError:
+        # It was locked this moment and not written yet, or somebody else only asked.
+        return None
+    return owner
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What the lab in a folder says of itself, or None unless it is up."""
+    owner = read_owner(folder)
+    try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     except FileNotFoundError:
         return None
-    return state
+    return state | {"owner": owner} if owner else None
 
 
 def start_detached(folder: Path, arguments: Sequence[str] = (), *, say: Say = print) -> None:
@@ -402,15 +427,19 @@ def start_detached(folder: Path, arguments: Sequence[str] = (), *, say: Say = pr
 
 def stop_detached(folder: Path, *, timeout: float = 60.0) -> bool:
     """End the supervised lab in a folder; False if none runs. Raises LabError if a test or demo owns it."""
-    state = read_state(folder)
-    if state is None:
+    owner = read_owner(folder)
+    if owner is None:
         return False
-    if not state["supervised"]:
+    if not owner["supervised"]:
         raise LabError(
-            f"process {state['pid']} runs the lab in {folder} for itself: it ends with that process"
+            f"process {owner['pid']} runs the lab in {folder} for itself: it ends with that process"
         )
-    os.kill(state["pid"], signal.SIGTERM)
+    os.kill(owner["pid"], signal.SIGTERM)
     wait_until(lambda: _unlocked(folder), timeout=timeout, what=f"the end of the lab in {folder}")
+    # It let go of the folder as the last thing it did; it may still take a moment to be gone.
+    deadline = time.monotonic() + 5.0
+    while is_alive(owner["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.02)
     return True
 
 

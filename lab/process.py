@@ -60,6 +60,19 @@ def free_port() -> int:
     )
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        # No /proc on this system, or the process ended this moment: the next question tells.
+        return True
+
+
 def wait_until(check: Callable[[], bool], *, timeout: float, what: str, interval: float = 0.05) -> None:
     """Ask `check` every `interval` seconds until it is true.
 
