@@ -20,6 +20,8 @@ IN_MEMORY = "x-in-memory-default"
 """Private key: the default of a field inside a union, which the CRD may only mention. `crd` turns it into a sentence."""
 
 _LIST_KEYS: dict[tuple[type[Model], str], str] = {**LIST_KEYS, (Status, "conditions"): "type"}
+# A default must keep the rules, and an empty analysis breaks one.
+_NEEDED = {(Spec, "analysis")}
 _KEPT_AS_IS = {
     "type", "format", "enum", "pattern", "required", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems",
     "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields",
@@ -126,8 +128,8 @@ def model_schema(model: type[Model], *, in_union: bool = False) -> JsonObject:
             default = node.pop("default", None)
             if default not in (None, []):
                 node[IN_MEMORY] = default
-        elif not info.is_required() and "default" not in node and _has_default(node):
-            node["default"] = {}  # so that the defaults inside apply when the object is left out
+        elif (model, attribute) not in _NEEDED and not info.is_required() and _has_default(node):
+            node.setdefault("default", {})  # so that the defaults inside apply when the object is left out
         properties[name] = {**node, **_list_type(model, attribute)}
     schema: JsonObject = {"type": "object", "description": " ".join((model.__doc__ or "").split())}
     required = [info.alias or name for name, info in model.model_fields.items() if info.is_required()]

@@ -169,6 +169,9 @@ def _port_is_clear(spec: Spec) -> bool:
     return route is None or route.port is not None or len(spec.service.ports) == 1
 
 
+_METRIC_NEEDED = 'analysis.metrics needs at least one metric: add one, or set analysis.mode: "Off" to release without proof'
+
+
 def _step_names_differ(canary: Canary) -> bool:
     names = [step.name for step in canary.steps or () if step.name]
     return len(names) == len(set(names))
@@ -236,9 +239,18 @@ RULES: tuple[Rule[Any], ...] = (
         _step_names_differ,
     ),
     Rule(
+        Spec,
+        "analysis",
+        _METRIC_NEEDED,
+        "has(self.analysis)",
+        lambda spec: (
+            True
+        ),  # in memory an analysis that is left out is an empty one, which the next rule refuses
+    ),
+    Rule(
         Analysis,
         "metrics",
-        "analysis.metrics needs at least one metric: add one, or set analysis.mode: Off to release without proof",
+        _METRIC_NEEDED,
         "(has(self.mode) && self.mode == 'Off') || (has(self.metrics) && self.metrics.size() > 0)",
         lambda analysis: analysis.mode == "Off" or len(analysis.metrics) > 0,
     ),

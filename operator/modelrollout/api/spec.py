@@ -472,7 +472,7 @@ class Spec(Model):
     strategy: Strategy = Field(default_factory=Strategy)
     """How a candidate takes over: one of its members; left out: canary with planned steps."""
     analysis: Analysis = Field(default_factory=Analysis)
-    """How the candidate is compared with the baseline."""
+    """How the candidate is compared with the baseline; needed, at least with one metric or with mode "Off"."""
     watch: Watch = Field(default_factory=Watch)
     """What happens after promotion: the old revision is kept for a while, and the comparison goes on."""
     progress_deadline: Duration = 600.0

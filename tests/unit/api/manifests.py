@@ -226,6 +226,7 @@ BAD: tuple[Bad, ...] = (
     # analysis
     bad("a mode is unknown", "spec.analysis.mode", "Sometimes"),
     bad("YAML made a boolean of On", "spec.analysis.mode", True),
+    bad("there is no analysis", "spec.analysis", DROP, at="spec.analysis.metrics"),
     bad("nothing is compared although mode is On", METRICS, []),
     bad("metrics are given although mode is Off", "spec.analysis.mode", "Off", at=METRICS),
     bad("looks are more frequent than scrapes", "spec.analysis.interval", "5s"),

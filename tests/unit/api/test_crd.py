@@ -103,7 +103,6 @@ def test_everything_else_that_has_a_default_has_it_in_the_schema() -> None:
         "spec.workload.minReadySeconds": 0,
         "spec.workload.elastic": False,
         "spec.service.ports[].name": "http",
-        "spec.analysis": {},
         "spec.analysis.mode": "On",
         "spec.analysis.prometheus": "default",
         "spec.analysis.interval": "15s",
