@@ -136,10 +136,17 @@ class FakeCluster:
         return items, str(self._version)
 
     async def apply(
-        self, obj: Object, *, dry_run: bool = False, force: bool = True, resource_version: str | None = None
+        self,
+        obj: Object,
+        *,
+        dry_run: bool = False,
+        force: bool = True,
+        resource_version: str | None = None,
+        uid: str | None = None,
     ) -> Object:
         def act() -> Object:
-            return self._apply(copy.deepcopy(obj), force, resource_version, dry_run)
+            _require_seen(obj, self._objects.get(ref_of(obj)), resource_version, uid)
+            return self._apply(copy.deepcopy(obj), force, dry_run)
 
         return await self._write("apply", obj, act, persists=not dry_run)
 
@@ -317,13 +324,12 @@ class FakeCluster:
             self._tell("MODIFIED", wanted)
         return wanted
 
-    def _apply(self, obj: Object, force: bool, version: str | None, dry_run: bool) -> Object:
+    def _apply(self, obj: Object, force: bool, dry_run: bool) -> Object:
         ref = ref_of(obj)
-        obj["metadata"].pop("resourceVersion", None)
+        for field in SERVER_FIELDS:
+            obj["metadata"].pop(field, None)
         applied = _tree(obj)
         live = self._objects.get(ref)
-        if version is not None:
-            _require_version(ref, live, version)
         fields = {path for path, _ in _leaves(applied)}
         if live is None:
             made = self._dry(obj) if dry_run else self._store_new(obj, manager=OURS)
@@ -410,10 +416,20 @@ def _second(now: float) -> str:
     return micro_time(now)[:19] + "Z"
 
 
-def _require_version(ref: Ref, live: Object | None, version: str) -> None:
-    if live is None or live["metadata"]["resourceVersion"] != version:
+def _require_version(ref: Ref, live: Object, version: str) -> None:
+    if live["metadata"]["resourceVersion"] != version:
         message = f"{ref.kind} {ref.name}: the object has been modified"
         raise Conflict(message, status=409, reason="Conflict")
+
+
+def _require_seen(obj: Object, live: Object | None, version: str | None, uid: str | None) -> None:
+    """As the API server does: of an object that is gone, a uid is missed and a resourceVersion is not."""
+    metadata = obj["metadata"]
+    version, uid = version or metadata.get("resourceVersion"), uid or metadata.get("uid")
+    if live is not None and version:
+        _require_version(ref_of(obj), live, version)
+    if uid and (live is None or live["metadata"]["uid"] != uid):
+        raise Conflict(f"{ref_of(obj).kind} {metadata['name']}: uid mismatch", status=409, reason="Conflict")
 
 
 def _content(obj: Object) -> Object:

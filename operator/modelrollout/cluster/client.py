@@ -169,11 +169,17 @@ class KubernetesCluster:
         raise Unavailable(f"list {kind.kind}: still not at its end after {MAX_PAGES} pages")
 
     async def apply(
-        self, obj: Object, *, dry_run: bool = False, force: bool = True, resource_version: str | None = None
+        self,
+        obj: Object,
+        *,
+        dry_run: bool = False,
+        force: bool = True,
+        resource_version: str | None = None,
+        uid: str | None = None,
     ) -> Object:
         kind, (namespace, name) = kind_of(obj), name_of(obj)
-        if resource_version is not None:
-            obj = obj | {"metadata": obj["metadata"] | {"resourceVersion": resource_version}}
+        seen = {"resourceVersion": resource_version, "uid": uid}
+        obj = obj | {"metadata": obj["metadata"] | {field: value for field, value in seen.items() if value}}
         query = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
         if dry_run:
             query["dryRun"] = "All"

@@ -74,11 +74,18 @@ class Cluster(Protocol):
         """All objects of a kind (namespace None: in all namespaces) and the resourceVersion of that state."""
 
     async def apply(
-        self, obj: Object, *, dry_run: bool = False, force: bool = True, resource_version: str | None = None
+        self,
+        obj: Object,
+        *,
+        dry_run: bool = False,
+        force: bool = True,
+        resource_version: str | None = None,
+        uid: str | None = None,
     ) -> Object:
         """Server-side apply with field manager `modelrollout`; the answer is the whole object.
 
-        With `resource_version` it only applies to that version (Conflict if it is another one, or gone). Without
+        With `resource_version`, another version is a Conflict. An object that is gone is made anew all the same (so
+        it is on every API server): only with its `uid` is that a Conflict too. Give both for what was seen. Without
         `force`, a field owned by another manager is a Conflict whose causes name it.
         """
 
