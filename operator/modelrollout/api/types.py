@@ -37,6 +37,8 @@ _DURATION = re.compile(DURATION_PATTERN)
 _DURATION_PART = re.compile(r"([0-9]+)(ms|us|h|m|s)")
 _UNITS = {"h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 
+_LONGEST = 99_999 * 3600.0
+
 DECIMAL_PATTERN = r"^-?[0-9]{1,15}(\.[0-9]{1,9})?$"
 DECIMAL_LENGTH = 26
 _DECIMAL = re.compile(DECIMAL_PATTERN)
@@ -79,8 +81,9 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest Go duration of that many seconds, to the microsecond. Negative ones become 0s."""
-    left = max(0, round(seconds * 1e6))
+    """The shortest Go duration of that many seconds, to the microsecond. Negative ones become 0s, and the longest that the
+    pattern takes stands for all longer ones, infinity among them."""
+    left = round(min(seconds, _LONGEST) * 1e6) if seconds > 0 else 0
     parts = []
     for unit, size in _UNITS.items():
         number, left = divmod(left, size)

@@ -78,6 +78,13 @@ def test_durations_are_read_and_written(text: str, seconds: float, shortest: str
     assert format_duration(seconds) == shortest
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1.0, "0s"), (float("nan"), "0s"), (1e12, "99999h"), (float("inf"), "99999h")]
+)
+def test_impossible_durations_are_written_as_the_nearest_possible_one(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
 @pytest.mark.parametrize("text", ["", "90", "1.5h", "-5s", "5 m", "5m ", "1d", "forever", "90s\n", "100000h"])
 def test_other_texts_are_no_durations(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration: write whole numbers with h, m, s or ms"):
