@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from modelrollout.telemetry.servers import read_settings
+from modelrollout.api.types import parse_duration
+from modelrollout.controller.settings import read_config
+from modelrollout.decision.types import Timing
 from tests.chart.conftest import CHART, Helm, Object, Render
 from tests.chart.values import BASIC, EVERYTHING, SERVER, SETS, TOKEN
 
@@ -26,7 +29,7 @@ RIGHTS = {
     ("gateway.networking.k8s.io", "httproutes"): OWN,
     ("", "pods"): READ,
     ("discovery.k8s.io", "endpointslices"): READ,
-    ("autoscaling", "horizontalpodautoscalers"): READ,
+    ("autoscaling", "horizontalpodautoscalers"): {"list"},
     ("events.k8s.io", "events"): {"create", "patch"},
 }
 
@@ -216,7 +219,7 @@ class TestConfig:
     def test_the_defaults_name_no_server(self, render: Render) -> None:
         assert _config(render()) == {
             "servers": [],
-            "timing": {"raiseAfter": "30s", "dataPlane": "5s", "evidenceCommit": "60s"},
+            "timing": {"raiseAfter": "30s", "dataPlane": "5s", "splitHold": "10m", "evidenceCommit": "60s"},
         }
 
     def test_a_server_gets_the_usual_labels(self, render: Render) -> None:
@@ -246,10 +249,22 @@ class TestConfig:
         )
 
     @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
-    def test_the_operator_understands_its_servers(self, render: Render, values: dict[str, Any]) -> None:
-        for server in _config(render(values))["servers"]:
-            name = server.pop("name")
-            assert read_settings(name, server).url == server["url"]
+    def test_the_operator_understands_it(
+        self, render: Render, tmp_path: Path, values: dict[str, Any]
+    ) -> None:
+        config = _config(render(values))
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        servers, timing = read_config(file)
+        assert {name: server.url for name, server in servers.items()} == {
+            server["name"]: server["url"] for server in config["servers"]
+        }
+        assert timing.raise_after == parse_duration(config["timing"]["raiseAfter"])
+
+    def test_the_values_say_the_operators_own_defaults(self, render: Render, tmp_path: Path) -> None:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(_config(render())))
+        assert read_config(file) == ({}, Timing())
 
     def test_no_secret_stands_in_any_object(self, render: Render) -> None:
         assert not [obj for obj in render(EVERYTHING) if obj["kind"] == "Secret"]

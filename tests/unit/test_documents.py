@@ -20,6 +20,8 @@ from modelrollout.api.spec import GROUP
 from modelrollout.api.status import Phase
 from modelrollout.api.validate import parse
 from modelrollout.controller.metrics import Metrics
+from modelrollout.controller.settings import read_config
+from modelrollout.decision.types import Timing
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -236,6 +238,14 @@ class TestOperations:
             asked = set(re.findall(r"modelrollout_\w+", rule["expr"]))
             assert asked
             assert asked <= _metric_names()
+
+    def test_the_configuration_file_is_one_that_the_operator_reads(self, tmp_path: Path) -> None:
+        (block,) = (text for text in _blocks(OPERATIONS, "yaml") if text.startswith("servers:"))
+        file = tmp_path / "config.yaml"
+        file.write_text(block)
+        servers, timing = read_config(file)
+        assert list(servers) == ["default"]
+        assert timing == Timing()
 
     def test_every_right_of_the_chart_is_explained(self) -> None:
         rules = (ROOT / "charts/modelrollout/templates/_helpers.tpl").read_text()

@@ -120,7 +120,7 @@ owns revisions (ControllerRevisions), their Deployments and Services, and routes
 # An autoscaler of somebody else's that would scale our Deployments is told of, not fought.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
-  verbs: [get, list, watch]
+  verbs: [list]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
