@@ -52,6 +52,8 @@ class Envoy:
         self._http = urllib3.PoolManager(retries=False, timeout=2.0)
         self._live = EnvoyConfig()
         self._written: dict[Path, str] = {}
+        self._refusals: dict[str, int] = {}
+        self._refused = ("", "")
         self._lock = threading.Lock()
         self._process = Process(
             "envoy",
@@ -80,7 +82,8 @@ class Envoy:
         with self._lock:
             self._live = config or self._live
             self._write_clusters(self._live)
-            self._write(self._files / "routes.json", render_routes(self._live))
+            self._write_routes(self._live)
+            self._refusals.clear()
         self._process.start()
         self._process.wait_ready(self.ready, timeout=20.0)
 
@@ -110,8 +113,7 @@ class Envoy:
                 endpoints={**self._live.endpoints, **config.endpoints},
             )
             complaint = self._await(_CLUSTERS, self._write_clusters(both))
-            routes = self._files / "routes.json"
-            complaint = complaint or self._await(_ROUTES, self._write(routes, render_routes(config)))
+            complaint = complaint or self._await(_ROUTES, self._write_routes(config))
             if complaint is None:
                 self._write_clusters(config)
                 self._live = config
@@ -123,6 +125,9 @@ class Envoy:
             self._write(path, render_endpoints(name, config.endpoints[name]))
         texts = {name: str(path) for name, path in paths.items()}
         return self._write(self._files / "clusters.json", render_clusters(config.clusters, texts))
+
+    def _write_routes(self, config: EnvoyConfig) -> str:
+        return self._write(self._files / "routes.json", render_routes(config))
 
     def _endpoint_path(self, cluster: str) -> Path:
         # Names of namespaces and Services have no underscore.
@@ -141,17 +146,19 @@ class Envoy:
 
     def _await(self, source: str, version: str) -> str | None:
         """Waits until the version is live; returns Envoy's complaint if it is refused instead."""
-        before = self._stats(source).get("update_rejected", "0")
+        if self._refused[0] == version:
+            return self._refused[1]
         deadline = time.monotonic() + _ACCEPT_SECONDS
         while time.monotonic() < deadline:
             stats = self._stats(source)
             if stats.get("version_text") == version:
                 return None
-            if stats.get("update_rejected", "0") != before:
-                return self._complaint()
-            threading.Event().wait(0.01)
-        if (stats := self._stats(source)) and stats.get("update_rejected", "0") != "0":
-            return self._complaint()
+            refusals = int(stats.get("update_rejected", "0"))
+            if refusals > self._refusals.get(source, 0):
+                self._refusals[source] = refusals
+                self._refused = version, self._complaint()
+                return self._refused[1]
+            time.sleep(0.01)
         raise LabError(f"Envoy did not take a new configuration within {_ACCEPT_SECONDS:.0f} s.")
 
     def _stats(self, source: str) -> dict[str, str]:
@@ -164,12 +171,9 @@ class Envoy:
         return {name.rpartition(".")[2]: value.strip('"') for name, _, value in lines}
 
     def _complaint(self) -> str:
-        lines = [
-            line
-            for line in self._process.tail(40).splitlines()
-            if "rejected" in line or "error" in line.lower()
-        ]
-        return lines[-1] if lines else "see envoy.log"
+        """What Envoy last said of a configuration that it refused."""
+        lines = [line for line in self._process.tail(40).splitlines() if "rejected" in line]
+        return lines[-1].partition("rejected: ")[2] if lines else f"see {self._process.log.name}"
 
     @property
     def _admin(self) -> str:

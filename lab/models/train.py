@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.build import cache_folder
+
 GOOD_MEASUREMENTS = 5
 """The first model knows only the first five of thirty measurements: about 0.91 right, where all thirty give 0.98."""
 
@@ -89,7 +91,7 @@ def ensure_trained(folder: Path | None = None) -> Path:
     Several processes may train at the same time: each writes its own file and renames it, and all write the same.
     """
     key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    target = (folder or _cache_folder()) / f"models-{key}.json"
+    target = (folder or cache_folder()) / f"models-{key}.json"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_suffix(f".{os.getpid()}")
@@ -114,12 +116,6 @@ def _train() -> dict[str, Any]:
         for features, label in zip(held_out, labels, strict=True)
     ]
     return {"models": models, "rows": rows}
-
-
-def _cache_folder() -> Path:
-    if chosen := os.environ.get("MODELROLLOUT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelrollout"
 
 
 if __name__ == "__main__":
