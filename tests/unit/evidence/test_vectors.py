@@ -27,14 +27,16 @@ X_C = (2.0, 1.0, 3.0, 2.0, 4.0)
 X_S = (9.0, 10.0, 8.0, 11.0, 9.0)
 SCORE_C = (2.0, 1.5, 3.0, 2.0, 4.0)
 SCORE_S = (18.0, 17.25, 19.0, 18.0, 17.0)
+RATIO_HARM, RATIO_ACCEPT = Margin(1.05, 0.00025), Margin(1.25, 0.0025)
+SCORE_HARM, SCORE_ACCEPT = Margin(1, 0.0025), Margin(1, 0.01)
 CEILING = harmless_ceiling(0.05)
 
 
-def ratio_test(harm: Margin = Margin(1.05, 0.00025), accept: Margin = Margin(1.25, 0.0025)) -> MetricTest:
+def ratio_test(harm: Margin = RATIO_HARM, accept: Margin = RATIO_ACCEPT) -> MetricTest:
     return MetricTest("errors", "ratio", harm, accept, weight=1, gating=True, selectors="")
 
 
-def score_test(harm: Margin = Margin(1, 0.0025), accept: Margin = Margin(1, 0.01)) -> MetricTest:
+def score_test(harm: Margin = SCORE_HARM, accept: Margin = SCORE_ACCEPT) -> MetricTest:
     return MetricTest("quality", "score", harm, accept, weight=1, gating=True, selectors="")
 
 
