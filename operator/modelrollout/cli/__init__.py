@@ -1,0 +1,17 @@
+"""The command `modelrollout`. Each subcommand imports what it needs when it is called, so that `judge` starts at once."""
+
+from __future__ import annotations
+
+import click
+
+from .judge import judge
+from .run import run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Release machine-learning models on Kubernetes, step by step, by evidence."""
+
+
+main.add_command(judge)
+main.add_command(run)

@@ -92,6 +92,7 @@ def _finish(round: Round) -> Decision:
         state=round.state,
         events=round.events,
         link=round.link,
+        assessment=round.judged.assessment,
         requeue_at=next_time(round),
     )
 

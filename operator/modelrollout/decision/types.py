@@ -139,4 +139,5 @@ class Decision:
     state: State | None  # evidence that belongs to the status
     events: tuple[Event, ...] = ()
     link: str = ""  # the link of the chain that decided
+    assessment: Assessment | None = None  # that it rests on
     requeue_at: float | None = None  # the next time known at which something is due

@@ -1,0 +1,5 @@
+"""`python -m modelrollout`."""
+
+from modelrollout.cli import main
+
+main()

@@ -1,0 +1,82 @@
+"""`modelrollout run`: the operator."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--namespace", "namespaces", multiple=True, help="Serve this namespace only; can be repeated.")
+@click.option("--prometheus", "servers", multiple=True, metavar="NAME=URL", help="A server; can be repeated.")
+@click.option("--config", type=click.Path(path_type=Path), help="File with servers and timing.")
+@click.option(
+    "--kubeconfig", type=click.Path(path_type=Path), help="Left out: in-cluster, else the usual file."
+)
+@click.option(
+    "--listen", default="127.0.0.1:8080", show_default=True, help="Health and metrics; port 0: any."
+)
+@click.option("--leader-elect", is_flag=True, help="Work only while holding a Lease.")
+@click.option("--lease-namespace", default="default", show_default=True)
+@click.option("--lease-name", default="modelrollout", show_default=True)
+@click.option("--workers", default=8, show_default=True, type=click.IntRange(1, 64))
+@click.option("--verbose", is_flag=True, help="Log what is decided in each round.")
+def run(
+    namespaces: tuple[str, ...],
+    servers: tuple[str, ...],
+    config: Path | None,
+    kubeconfig: Path | None,
+    listen: str,
+    leader_elect: bool,
+    lease_namespace: str,
+    lease_name: str,
+    workers: int,
+    verbose: bool,
+) -> None:
+    """Run the operator."""
+    import asyncio
+
+    from ..controller.operator import run as run_operator
+    from ..controller.settings import Settings, parse_listen, parse_server, read_config
+    from ..decision.types import Timing
+
+    _log_to_stderr(verbose)
+    try:
+        known, timing = read_config(config) if config else ({}, Timing())
+        for text in servers:
+            server = parse_server(text)
+            known[server.name] = server
+        host, port = parse_listen(listen)
+        settings = Settings(
+            kubeconfig=kubeconfig,
+            namespaces=namespaces,
+            servers=known,
+            timing=timing,
+            listen_host=host,
+            listen_port=port,
+            leader_elect=leader_elect,
+            lease_namespace=lease_namespace,
+            lease_name=lease_name,
+            workers=workers,
+        )
+        code = asyncio.run(
+            run_operator(
+                settings, ready=lambda port: click.echo(f"health and metrics on port {port}", err=True)
+            )
+        )
+    except ValueError as error:
+        click.echo(f"modelrollout run: {error}", err=True)
+        sys.exit(2)
+    sys.exit(code)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("modelrollout").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # Kopf tells of every handler call; what matters is in our own lines.
+    logging.getLogger("kopf").setLevel(logging.WARNING)

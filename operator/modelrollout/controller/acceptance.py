@@ -1,0 +1,151 @@
+"""Whether a spec can be acted on, beyond what a schema can say: what else stands in the cluster, and what the API server
+says of the pod template. Each question is asked once, not every few seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from ..api.conditions import Reason
+from ..api.spec import Spec
+from ..api.status import Status
+from ..cluster.actions import NameTaken
+from ..cluster.errors import Forbidden, Invalid, KindNotServed
+from ..cluster.kinds import (
+    DEPLOYMENT,
+    HORIZONTAL_POD_AUTOSCALER,
+    MODEL_ROLLOUT,
+    SERVICE,
+    Object,
+)
+from ..cluster.port import Cluster
+from ..cluster.store import Key, Store
+from ..traffic import router_of
+from ..workloads import (
+    Children,
+    Problem,
+    conflicts,
+    dry_run_object,
+    name_problems,
+    name_taken,
+    needed_names,
+    selector_overlap,
+    template_labels,
+)
+from ..workloads.children import child_name
+from .memory import Checked, Memory
+
+RECHECK = 60.0  # seconds after which an obstacle in the cluster is looked at again
+
+QueryProblem = Callable[[Object, Spec], Problem | None]
+
+
+class Acceptance:
+    """Checks of all rollouts."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: Store,
+        *,
+        servers: Collection[str],
+        query_problem: QueryProblem,
+        now: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._servers = servers
+        self._query_problem = query_problem
+        self._now = now
+        self._conflicts: dict[tuple[str, str], Problem] | None = None
+
+    def rollouts_changed(self) -> frozenset[Key]:
+        """A ModelRollout came, went or was edited; the rollouts that lost a conflict until now, to be looked at again."""
+        losers, self._conflicts = self._conflicts or {}, None
+        return frozenset(Key(*loser) for loser in losers)
+
+    async def check(
+        self,
+        rollout: Object,
+        spec: Spec,
+        revision: str,
+        status: Status,
+        children: Children,
+        memory: Memory,
+    ) -> Problem | None:
+        """Why the spec can't be acted on; None if it can. Raises the errors of `cluster.errors`."""
+        problem = self._plain(rollout, spec, status, children)
+        if problem is not None:
+            return problem
+        roles = (status.stable, status.candidate, status.previous)
+        known = any(role is not None and role.revision == revision for role in roles)
+        if known or child_name(rollout, revision) in children.controller_revisions:
+            return None
+        question = (revision, spec.service_name(rollout["metadata"]["name"]), spec.traffic.router)
+        checked = memory.checked
+        if checked is None or checked.question != question or self._now() >= checked.again_at:
+            problem = await self._ask(rollout, spec, revision)
+            lasting = problem is None or problem.reason is Reason.INVALID_TEMPLATE
+            again = float("inf") if lasting else self._now() + RECHECK
+            checked = memory.checked = Checked(question, problem, again)
+        return checked.problem
+
+    def taken(self, memory: Memory, error: NameTaken) -> None:
+        """A write found a foreign object under a name that we need."""
+        if memory.checked is not None:
+            problem = Problem(Reason.NAME_TAKEN, error.message)
+            memory.checked = Checked(memory.checked.question, problem, self._now() + RECHECK)
+
+    def _plain(self, rollout: Object, spec: Spec, status: Status, children: Children) -> Problem | None:
+        """What is seen without a request."""
+        for problem in router_of(spec).validate(spec):
+            return problem
+        analysis = spec.analysis
+        if analysis.mode == "On" and analysis.prometheus not in self._servers:
+            named = ", ".join(sorted(self._servers)) or "none"
+            return Problem(
+                Reason.UNKNOWN_PROMETHEUS,
+                f"spec.analysis.prometheus is {analysis.prometheus!r}, which the operator does not know (it has: {named})",
+            )
+        problem = self._query_problem(rollout, spec)
+        if problem is not None:
+            return problem
+        if self._conflicts is None:
+            objects = (self._store.get(MODEL_ROLLOUT, *key) for key in self._store.rollouts())
+            self._conflicts = conflicts(obj for obj in objects if obj is not None)
+        metadata = rollout["metadata"]
+        conflict = self._conflicts.get((metadata["namespace"], metadata["name"]))
+        return conflict or next(iter(name_problems(rollout, spec, status, children)), None)
+
+    async def _ask(self, rollout: Object, spec: Spec, revision: str) -> Problem | None:
+        namespace = rollout["metadata"]["namespace"]
+        wanted = dry_run_object(rollout, spec, revision)
+        try:
+            await self._cluster.apply(wanted, dry_run=True)
+        except Invalid as error:
+            return Problem(Reason.INVALID_TEMPLATE, f"spec.workload.template: {_words(error.message)}")
+        except Forbidden as error:
+            if error.namespace_terminating:
+                raise
+            return Problem(Reason.NOT_SUPPORTED, f"a Deployment can't be made: {_words(error.message)}")
+        for kind, name in needed_names(rollout, spec, revision):
+            try:
+                problem = name_taken(rollout, await self._cluster.get(kind, namespace, name))
+            except KindNotServed:
+                return Problem(
+                    Reason.NOT_SUPPORTED,
+                    f"the cluster has no {kind.kind} ({kind.api_version}): install it, or choose another member of spec.traffic",
+                )
+            if problem is not None:
+                return problem
+        services, _ = await self._cluster.list(SERVICE, namespace)
+        autoscalers, _ = await self._cluster.list(HORIZONTAL_POD_AUTOSCALER, namespace)
+        workloads, _ = await self._cluster.list(DEPLOYMENT, namespace) if autoscalers else ([], "")
+        labels = template_labels(wanted["spec"]["template"])
+        return selector_overlap(
+            rollout, labels, services=services, autoscalers=autoscalers, workloads=workloads
+        )
+
+
+def _words(message: str) -> str:
+    """The server's words, short enough for a condition."""
+    return message if len(message) <= 700 else message[:699] + "…"

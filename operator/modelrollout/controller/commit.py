@@ -1,0 +1,37 @@
+"""Which decisions are worth a write: what decides is committed at once, evidence that merely grows now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# What only grows or explains. Everything else in the status moves something, or tells a person what to do.
+_GROWING = ("evidence", "metrics", "forecast", "verdict")
+# While these are waited for, the message counts along with the evidence.
+_COUNTING = frozenset({"AwaitingEvidence", "AwaitingRequests", "AwaitingDuration", "Watching"})
+
+
+def material(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a status (on the wire) that is committed as soon as it changes."""
+    kept = {key: value for key, value in status.items() if key not in _GROWING}
+    conditions = status.get("conditions") or []
+    reasons = {c["type"]: c["reason"] for c in conditions}
+    counting = reasons.get("Reconciling", reasons.get("Ready")) in _COUNTING
+    if counting:
+        kept.pop("message", None)
+    kept["conditions"] = [
+        {key: value for key, value in c.items() if key != "message" or not counting} for c in conditions
+    ]
+    return kept
+
+
+def worth_committing(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, since: float, every: float
+) -> bool:
+    """Whether to write `after` over `before` (both on the wire), `since` seconds after the last write.
+
+    `every` is the least time in seconds between two writes of evidence that merely grew.
+    """
+    if material(before) != material(after):
+        return True
+    return since >= every and before != after

@@ -1,0 +1,70 @@
+"""What the operator keeps of a rollout between rounds. All of it can be lost: a restart goes on from the status."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..cluster.store import Key
+from ..decision.types import Judgement
+from ..evidence.state import State
+from ..workloads import Problem
+
+CONTESTED = 3  # reverts of the route …
+WITHIN = 300.0  # … within these seconds mean that somebody else owns it
+
+
+@dataclass(slots=True)
+class Checked:
+    """What the API server said of a spec that was asked about: asked once for each content."""
+
+    question: tuple[str, ...]
+    problem: Problem | None
+    again_at: float  # when it is asked again
+
+
+@dataclass(slots=True)
+class Memory:
+    """One rollout."""
+
+    uid: str
+    judged: Judgement = field(default_factory=Judgement)
+    state: State | None = None  # evidence, ahead of what is committed by at most a minute
+    attempt: int = 0  # that the evidence belongs to
+    next_poll: float = 0.0
+    committed_at: float = 0.0
+    committed: dict[str, Any] = field(default_factory=dict)  # wire form of the status as committed
+    checked: Checked | None = None
+    routed: tuple[str, float] | None = None  # identity of the route, and since when it stands accepted
+    reverts: deque[float] = field(default_factory=lambda: deque(maxlen=CONTESTED))
+    reverted_by: str = ""
+    first_ready: dict[str, float] = field(default_factory=dict)  # pod uid → when it was first ready
+
+    def note_revert(self, by: str, now: float) -> None:
+        """Somebody changed the route, and we put it right."""
+        self.reverts.append(now)
+        self.reverted_by = by
+
+    def contested_by(self, now: float) -> str | None:
+        """Who keeps changing the route; None if nobody does."""
+        recent = [when for when in self.reverts if now - when <= WITHIN]
+        return self.reverted_by or "another writer" if len(recent) >= CONTESTED else None
+
+
+class Memories:
+    """The memories by rollout; a rollout that was deleted and made anew starts with an empty one."""
+
+    def __init__(self) -> None:
+        self._all: dict[Key, Memory] = {}
+
+    def of(self, key: Key, uid: str) -> Memory:
+        """The memory of a rollout."""
+        found = self._all.get(key)
+        if found is None or found.uid != uid:
+            found = self._all[key] = Memory(uid)
+        return found
+
+    def forget(self, key: Key) -> bool:
+        """Drop what is known of a rollout; whether there was anything."""
+        return self._all.pop(key, None) is not None

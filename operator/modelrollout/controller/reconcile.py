@@ -1,0 +1,278 @@
+"""One round of one rollout: observe, judge, decide, commit, and only then make the cluster follow.
+
+All policy is in `decide`; here is the order of things. A crash between any two writes is healed by the next round,
+because effects are a pure function of what was committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..api.conditions import EventReason, Reason
+from ..api.revision import hash_revision
+from ..api.spec import Spec
+from ..api.status import Status
+from ..api.validate import parse
+from ..cluster.actions import Apply, Done, NameTaken, execute
+from ..cluster.kinds import HTTP_ROUTE, MODEL_ROLLOUT, Object
+from ..cluster.port import Cluster
+from ..cluster.store import Key, Store
+from ..decision.decide import decide
+from ..decision.types import Decision, Event, Observation, RouteView, Timing, Wish
+from ..evidence.state import dump
+from ..traffic import route_actions, router_of
+from ..workloads import Children, Problem, observe, pinned, workload_actions
+from .acceptance import Acceptance
+from .commit import worth_committing
+from .judge import Judge
+from .memory import Memories, Memory
+from .metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+RETRY_CONTESTED = 30.0  # a contested route is put right this often at most, in seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a round works with."""
+
+    cluster: Cluster
+    store: Store
+    judge: Judge
+    acceptance: Acceptance
+    metrics: Metrics
+    timing: Timing
+    now: Callable[[], float] = time.time
+
+
+class Reconciler:
+    """Rounds of all rollouts. One at a time for each rollout; the work queue sees to that."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._memories = Memories()
+
+    async def round(self, key: Key) -> float | None:
+        """One round; the seconds to the next one, or None to wait for an event.
+
+        Raises the errors of `cluster.errors`: Conflict when the world has moved on since it was looked at.
+        """
+        around = self._around
+        rollout = around.store.get(MODEL_ROLLOUT, key.namespace, key.name)
+        if rollout is None or rollout["metadata"].get("deletionTimestamp"):
+            if self._memories.forget(key):
+                around.metrics.drop_rollout(key.namespace, key.name)
+            return None
+        memory = self._memories.of(key, str(rollout["metadata"]["uid"]))
+        status = read_status(rollout)
+        now = around.now()
+        children = Children.from_store(around.store.children(key.namespace, key.name))
+        spec, wish = await self._wish(rollout, status, children, memory)
+        seen = self._observe(rollout, spec or wish.fallback, status, children, memory, now)
+        acting = spec or wish.fallback
+        judged = (
+            await around.judge.judge(rollout, acting, status, children, memory, now)
+            if acting
+            else memory.judged
+        )
+        decision = decide(wish, status, seen, judged, now=now, timing=around.timing)
+        committed = await self._commit(rollout, status, decision, memory, now)
+        acting = _acting_spec(spec, decision)
+        if acting is not None:
+            await self._follow(committed, acting, decision.status, memory, now)
+        self._show(key, decision)
+        return _next_round(decision, memory, around.now())
+
+    async def _wish(
+        self, rollout: Object, status: Status, children: Children, memory: Memory
+    ) -> tuple[Spec | None, Wish]:
+        metadata = rollout["metadata"]
+        spec, problems = parse(rollout)
+        problem: Problem | None = None
+        if problems:
+            problem = Problem(Reason.INVALID_SPEC, "; ".join(str(one) for one in problems[:3]))
+        revision = hash_revision(spec) if spec else ""
+        if spec is not None:
+            problem = await self._around.acceptance.check(rollout, spec, revision, status, children, memory)
+        wish = Wish(
+            namespace=metadata["namespace"],
+            name=metadata["name"],
+            generation=int(metadata.get("generation") or 0),
+            revision=revision,
+            spec=None if problem else spec,
+            fallback=Spec.from_wire(status.accepted) if status.accepted else None,
+            reason=problem.reason if problem else None,
+            problem=problem.message if problem else "",
+            annotations=metadata.get("annotations") or {},
+        )
+        return (None if problem else spec), wish
+
+    def _observe(
+        self,
+        rollout: Object,
+        spec: Spec | None,
+        status: Status,
+        children: Children,
+        memory: Memory,
+        now: float,
+    ) -> Observation:
+        if spec is None:
+            return Observation()
+        reading = router_of(spec).observe(rollout, spec, status, children)
+        if not reading.accepted:
+            memory.routed = None
+        elif memory.routed is None or memory.routed[0] != reading.identity:
+            memory.routed = (reading.identity, now)
+        route = RouteView(
+            weights=reading.weights,
+            routed_since=memory.routed[1] if memory.routed else None,
+            problem=reading.problem,
+            contested_by=memory.contested_by(now),
+        )
+        return Observation(
+            revisions=observe(rollout, children, now), route=route, pinned=pinned(rollout, spec, children)
+        )
+
+    async def _commit(
+        self, rollout: Object, before: Status, decision: Decision, memory: Memory, now: float
+    ) -> Object:
+        """Write the whole status if it is worth it, on the resourceVersion that was decided on; then its events."""
+        wire = decision.status.to_wire()
+        present = before.to_wire()
+        wire["evidence"] = dump(decision.state) if decision.state is not None else None
+        wire = {name: value for name, value in wire.items() if value is not None}
+        since = now - memory.committed_at
+        if not worth_committing(present, wire, since=since, every=self._around.timing.evidence_commit):
+            memory.state = decision.state
+            return rollout
+        metadata = rollout["metadata"]
+        written = await self._around.cluster.replace_status(
+            {
+                "apiVersion": MODEL_ROLLOUT.api_version,
+                "kind": MODEL_ROLLOUT.kind,
+                "metadata": {name: metadata[name] for name in ("name", "namespace", "resourceVersion")},
+                "spec": rollout["spec"],
+                "status": wire,
+            }
+        )
+        self._around.store.wrote(written)
+        memory.state, memory.committed_at = decision.state, now
+        for event in decision.events:
+            await self._post(written, event)
+        self._count_outcome(before, decision)
+        return written
+
+    async def _follow(self, rollout: Object, spec: Spec, status: Status, memory: Memory, now: float) -> None:
+        """Make children and route match the committed status."""
+        key = Key(rollout["metadata"]["namespace"], rollout["metadata"]["name"])
+        notes: list[Event] = []
+
+        def done(result: Done) -> None:
+            if result.obj is not None:
+                self._around.store.wrote(result.obj)
+            action = result.action
+            if isinstance(action, Apply) and action.drift and result.changed:
+                route = action.obj["kind"] == HTTP_ROUTE.kind
+                reason = EventReason.TRAFFIC_DRIFT if route else EventReason.DRIFT_CORRECTED
+                name = f"{action.obj['kind']} {action.obj['metadata']['name']}"
+                notes.append(Event(reason, f"{name}: {action.drift} was put right"))
+                if route:
+                    memory.note_revert(action.drift.rpartition("(by ")[2].rstrip(")"), now)
+
+        children = Children.from_store(self._around.store.children(*key))
+        try:
+            actions = workload_actions(rollout, spec, status, children, now)
+            await execute(self._around.cluster, actions, done=done)
+            children = Children.from_store(self._around.store.children(*key))
+            if not _backs_off(memory, now):
+                actions = route_actions(rollout, spec, status, children, now)
+                await execute(self._around.cluster, actions, done=done)
+        except NameTaken as error:
+            self._around.acceptance.taken(memory, error)
+            raise
+        finally:
+            for note in notes:
+                await self._post(rollout, note)
+
+    async def _post(self, rollout: Object, event: Event) -> None:
+        await self._around.cluster.event(
+            rollout, type=event.reason.type, reason=event.reason.value, note=event.message
+        )
+
+    def _count_outcome(self, before: Status, decision: Decision) -> None:
+        known = {entry.attempt for entry in before.history if entry.ended_at is not None}
+        for entry in decision.status.history[:1]:
+            if entry.ended_at is None or entry.outcome is None or entry.attempt in known:
+                continue
+            seconds = entry.ended_at - entry.started_at if entry.started_at else None
+            self._around.metrics.count_outcome(
+                entry.outcome.value, entry.reason or "", unproven=entry.unproven, seconds=seconds
+            )
+
+    def _show(self, key: Key, decision: Decision) -> None:
+        status, metrics = decision.status, self._around.metrics
+        metrics.show_phase(*key, status.phase.value if status.phase else "Pending")
+        weights = status.weights
+        metrics.show_weights(
+            *key, {"stable": weights.stable, "candidate": weights.candidate, "previous": weights.previous}
+        )
+        metrics.show_step(*key, status.step.index + 1 if status.step else None)
+        if decision.state is None:
+            metrics.drop_evidence(*key)
+        assessment = decision.assessment
+        for metric in assessment.metrics if assessment and decision.state else ():
+            metrics.show_evidence(
+                *key,
+                metric.name,
+                log_e={"harm": metric.log_harm, "harmless": metric.log_harmless},
+                ratio=metric.ratio,
+                low=metric.low,
+                high=metric.high,
+            )
+
+
+def read_status(rollout: Mapping[str, Any]) -> Status:
+    """The status of an object.
+
+    Raises ValueError if it was written by something that this version does not understand: going on from a guess could
+    send traffic anywhere.
+    """
+    try:
+        return Status.from_wire(rollout.get("status") or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"status.{where} can't be read ({first['msg']}): it was written by another version of the operator"
+        ) from error
+
+
+def _acting_spec(spec: Spec | None, decision: Decision) -> Spec | None:
+    """The spec that effects follow: the accepted one, with the template when the object has it."""
+    accepted = decision.status.accepted
+    if accepted is None:
+        return None
+    old = Spec.from_wire(accepted)
+    if spec is None or spec.without_template() != accepted:
+        return old
+    return spec
+
+
+def _backs_off(memory: Memory, now: float) -> bool:
+    return memory.contested_by(now) is not None and now - memory.reverts[-1] < RETRY_CONTESTED
+
+
+def _next_round(decision: Decision, memory: Memory, now: float) -> float | None:
+    times = [time for time in (decision.requeue_at, memory.next_poll or None) if time is not None]
+    if memory.checked is not None and now < memory.checked.again_at < float("inf"):
+        times.append(memory.checked.again_at)
+    if memory.contested_by(now):
+        times.append(memory.reverts[-1] + RETRY_CONTESTED)
+    return max(0.0, min(times) - now) + 0.005 if times else None

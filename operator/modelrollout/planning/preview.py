@@ -1,0 +1,96 @@
+"""What a rollout will take and what its steps can see, said before it starts, from what was measured until then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..api.spec import Spec
+from ..api.status import Forecast, PlanStep, StepForecast
+from ..evidence.plan import MetricTest, Plan
+from .forecast import forecast_harmless, smallest_detectable
+
+SLOW = 5.0  # requests/s below which the defaults take hours
+MOST_DETECTED = 30.0  # a ratio beyond this is no help to anybody
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What was measured of the baseline before the rollout."""
+
+    rate: float  # requests/s of all its pods
+    bad_share: Mapping[str, float]  # by metric: share of bad requests
+    phi: Mapping[str, float]  # by metric: clustering
+
+
+def preview(spec: Spec, steps: Sequence[PlanStep], test: Plan, past: Past) -> Forecast:
+    """Length of each step, and the smallest harm it finds four times out of five.
+
+    A planned step has no length of its own; the last step lasts until the slowest gating metric is proven.
+    """
+    shown = [_step(step, test, past, last=step is steps[-1]) for step in steps]
+    return Forecast(steps=shown, rate=f"{past.rate:.3g}", limits=_limits(spec, test, past, shown))
+
+
+def _step(step: PlanStep, test: Plan, past: Past, *, last: bool) -> StepForecast:
+    speed = past.rate * step.weight / 100
+    length = step.duration
+    if step.min_requests:
+        length = max(length, step.min_requests / speed) if speed else float("inf")
+    if last:
+        length = max(length, _proof(step.weight, test, past, speed))
+    if length == float("inf"):
+        return StepForecast(weight=step.weight)
+    found = [text for metric in test.metrics if (text := _detects(metric, step, test, past, speed * length))]
+    whole = float(round(length)) if length else None
+    return StepForecast(weight=step.weight, duration=whole, detects=", ".join(found) or None)
+
+
+def _proof(weight: int, test: Plan, past: Past, speed: float) -> float:
+    """Seconds until every gating metric of an equal candidate is proven harmless at this weight."""
+    longest = 0.0
+    for metric in test.metrics:
+        share = past.bad_share.get(metric.name)
+        if not metric.gating or share is None:
+            continue
+        needed = forecast_harmless(
+            metric,
+            baseline_rate=share,
+            weight=weight,
+            false_promotion=test.false_promotion,
+            phi=past.phi.get(metric.name, 1.0),
+        )
+        longest = max(longest, needed.n80 / speed if needed and speed else float("inf"))
+    return longest
+
+
+def _detects(metric: MetricTest, step: PlanStep, test: Plan, past: Past, requests: float) -> str:
+    share = past.bad_share.get(metric.name)
+    if share is None or not requests:
+        return ""
+    total = sum(one.weight for one in test.metrics if one.gating)
+    ratio = smallest_detectable(
+        metric,
+        requests=requests,
+        baseline_rate=max(share, 1e-6),
+        weight=step.weight,
+        false_rollback=test.false_rollback,
+        share=metric.weight / total if metric.gating and total else 1.0,
+        phi=past.phi.get(metric.name, 1.0),
+    )
+    return f"{metric.name} {ratio:.1f}x" if ratio is not None and ratio <= MOST_DETECTED else ""
+
+
+def _limits(spec: Spec, test: Plan, past: Past, steps: Sequence[StepForecast]) -> str | None:
+    said = []
+    blind = [str(step.weight) for step in steps if step.duration is not None and step.detects is None]
+    if past.rate < SLOW:
+        said.append(
+            f'{past.rate:.2g} requests/s are few: a proof takes hours; accept.absolute "0.01" shortens it'
+        )
+    if blind and spec.analysis.metrics:
+        said.append(f"the steps at {', '.join(blind)} % can't see any harm below {MOST_DETECTED:g}x")
+    unknown = [metric.name for metric in test.metrics if metric.name not in past.bad_share]
+    if unknown:
+        said.append(f"nothing was measured before of {', '.join(unknown)}")
+    return "; ".join(said) or None
