@@ -39,6 +39,8 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "volumes": ("name",),
 }
 _KEY_DEFAULTS: Mapping[str, Any] = {"protocol": "TCP"}
+# Maps that are one value: a key more is another value.
+_WHOLE = frozenset({"f:selector", "f:matchLabels", "f:nodeSelector"})
 _QUANTITIES = frozenset({"limits", "requests", "sizeLimit", "divisor", "overhead"})
 _SUFFIXES: Mapping[str, Decimal] = {
     **{
@@ -241,7 +243,7 @@ def _values(want: Any, have: Any, path: Path) -> Iterator[Path]:
     if _is_empty(want) and (_is_empty(have) or want is None or want == ""):
         return  # the server drops empty values, and fills in a default for an empty string
     if isinstance(want, dict):
-        if not isinstance(have, dict):
+        if not isinstance(have, dict) or (path and path[-1] in _WHOLE and want.keys() != have.keys()):
             yield path
             return
         for key, item in want.items():

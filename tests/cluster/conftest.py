@@ -1,0 +1,51 @@
+"""One real control plane for all tests of this folder; each test works in a namespace of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab.kube import KubeClient, KubeError
+from lab.lab import Lab
+from lab.process import wait_until
+from modelrollout.cluster.kinds import MODEL_ROLLOUT, NAMESPACE
+
+CRD = Path(__file__).resolve().parents[2] / "crds" / "modelrollouts.yaml"
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """API server, controllers, scheduler and a node; ModelRollouts are served."""
+    with Lab(tmp_path_factory.mktemp("lab"), prometheus=False, gateway=False) as lab:
+        _serve_model_rollouts(lab.client)
+        yield lab
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> str:
+    """A fresh namespace."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    obj = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    lab.client.create(NAMESPACE.path(None), obj)
+    return name
+
+
+def _serve_model_rollouts(client: KubeClient) -> None:
+    crd = yaml.safe_load(CRD.read_text())
+    client.create(client.object_path(crd).rpartition("/")[0], crd)
+    wait_until(lambda: _served(client), timeout=30, what="serving ModelRollouts")
+
+
+def _served(client: KubeClient) -> bool:
+    """A new kind answers 404, and then 429 while its storage is made."""
+    try:
+        client.get(MODEL_ROLLOUT.path("default"))
+    except KubeError as error:
+        if error.status in (404, 429):
+            return False
+        raise
+    return True
