@@ -28,7 +28,7 @@ class Settings:
     kubeconfig: Path | None = None
     namespaces: tuple[str, ...] = ()  # empty: all of them
     servers: Mapping[str, ServerSettings] = field(default_factory=dict)
-    timing: Timing = Timing()
+    timing: Timing = field(default_factory=Timing)
     listen_host: str = "127.0.0.1"
     listen_port: int = 0  # 0: a free one
     leader_elect: bool = False
