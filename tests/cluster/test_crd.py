@@ -13,7 +13,6 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from lab.cluster import install_crds
 from lab.kube import KubeClient, KubeError, Object, path_of
 from lab.lab import Lab
 from modelrollout.api.rules import NAME_MESSAGE, RULES
@@ -30,11 +29,9 @@ SENTENCES = {NAME_MESSAGE, *(rule.message for rule in RULES)}
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeClient]:
-    with Lab(tmp_path_factory.mktemp("crd"), prometheus=False, gateway=False, node=False) as lab:
-        install_crds(lab.client, ROOT / "crds")
-        lab.client.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        yield lab.client
+def client(lab: Lab) -> KubeClient:
+    lab.client.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    return lab.client
 
 
 def try_out(client: KubeClient, obj: Object) -> Object:

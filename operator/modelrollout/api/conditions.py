@@ -139,6 +139,22 @@ class Reason(_Documented):
     DUPLICATE_SERIES = "DuplicateSeries", "A pod has the same series twice; the selector must pick one."
     COUNTERS_INCONSISTENT = "CountersInconsistent", "A counter fell without a restart of its container."
 
+    PROMETHEUS_UNREACHABLE = "PrometheusUnreachable", "Prometheus could not be reached."
+    PROMETHEUS_TIMED_OUT = "PrometheusTimedOut", "Prometheus did not answer in time."
+    PROMETHEUS_REFUSED = "PrometheusRefused", "Prometheus refused the query; the message has its words."
+    PROMETHEUS_BAD_ANSWER = (
+        "PrometheusBadAnswer",
+        "The answer was not Prometheus'; a proxy may stand between.",
+    )
+    PARTIAL_ANSWER = "PartialAnswer", "Prometheus gave a warning with its answer, so series may be missing."
+    NOT_A_NUMBER = "NotANumber", "A sample was NaN or infinite."
+    NO_RESULT = "NoResult", "The query of a guardrail had no result."
+    SEVERAL_RESULTS = "SeveralResults", "The query of a guardrail had several results where one is needed."
+    NATIVE_HISTOGRAM = "NativeHistogram", "The histogram has no classic buckets."
+    BUCKETS_DIFFER = "BucketsDiffer", "The two sides have no bounds of buckets in common."
+    SUM_MISSING = "SumMissing", "A score has a count without a sum."
+    SCORE_OUT_OF_RANGE = "ScoreOutOfRange", "Values of a score lie outside of its min and max."
+
     # TrafficVerified
     TRAFFIC_VERIFIED = "TrafficVerified", "The observed split agrees with the route."
     ROUTE_CONTESTED = "RouteContested", "Another writer keeps changing our route; the message names it."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from types import ModuleType
 
 import pytest
 
 from modelrollout.api.conditions import ConditionType, EventReason, Reason, Wanted, merge_conditions
+from modelrollout.telemetry import increments, samples
 
 READY = Wanted(ConditionType.READY, "True", Reason.HEALTHY, "fine")
 
@@ -53,3 +55,11 @@ def test_nothing_changes_when_nothing_changed() -> None:
 def test_events_that_a_person_should_see_are_warnings() -> None:
     assert EventReason.ROLLED_BACK.type == "Warning"
     assert EventReason.PROMOTED.type == "Normal"
+
+
+@pytest.mark.parametrize("module", [samples, increments], ids=["samples", "increments"])
+def test_every_reason_of_the_telemetry_is_documented(module: ModuleType) -> None:
+    words = [value for name, value in vars(module).items() if re.fullmatch(r"[A-Z][A-Z_]+", name)]
+    reasons = [word for word in words if isinstance(word, str)]
+    assert reasons
+    assert [word for word in reasons if word not in set(Reason)] == []
