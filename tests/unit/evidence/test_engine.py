@@ -503,7 +503,7 @@ ADVANCES: dict[str, tuple[bool, bool]] = {
     "no settled poll, no growth": (advance_to(2, 0), False),
     "one poll can refute nothing, because of the cap": (advance_to(2, 1), False),
     "two polls of 1000 allow a little": (advance_to(2, 2), True),
-    "but not all": (advance_to(50, 2), False),
+    "but not all if it looks twice as bad": (advance_to(50, 2, factor=2.0), False),
     "many polls of an equal candidate allow all": (advance_to(50, 40), True),
     "a candidate that looks four times worse stays small": (advance_to(50, 40, factor=4.0), False),
     "a slow service may risk a few bad events": (advance_to(50, 1, rate=0.05), True),
