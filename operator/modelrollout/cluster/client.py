@@ -64,10 +64,13 @@ async def load_credentials(kubeconfig: Path | str | None = None, context: str | 
         if in_cluster:
             return _load_in_cluster(configuration)
         return await _load_kubeconfig(configuration, kubeconfig, context)
-    except (ConfigException, OSError, yaml.YAMLError) as error:
+    except (ConfigException, OSError, yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        # The last three: the loader indexes into whatever the file holds, an empty one or a list as well.
+        malformed = isinstance(error, (TypeError, AttributeError, KeyError))
+        why = "it is not a kubeconfig" if malformed else " ".join(str(error).split())
         where = "the pod's service account" if in_cluster else f"kubeconfig {kubeconfig or 'default'}"
         raise ValueError(
-            f"{where}: {error}. Name a usable file with --kubeconfig or the KUBECONFIG variable."
+            f"{where}: {why}. Name a usable file with --kubeconfig or the KUBECONFIG variable."
         ) from error
 
 
