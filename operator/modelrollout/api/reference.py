@@ -42,10 +42,10 @@ def reference() -> str:
                 "\n### Default margins\n",
                 *_margins(),
                 "\n### Rules\n",
-                *(f"- {rule.message}." for rule in RULES),
+                *dict.fromkeys(f"- {rule.message}." for rule in RULES),
                 _REQUESTS.format(verbs=", ".join(f"`{verb}`" for verb in VERBS)),
                 "## status\n",
-                *_table(_rows(model_schema(Status), "status", defaults=False)),
+                *_table(_rows(model_schema(Status), "status"), defaults=False),
                 "\n## Conditions\n",
                 *_meanings(ConditionType),
                 "\n## Reasons\n",
@@ -58,25 +58,23 @@ def reference() -> str:
     )
 
 
-def _table(rows: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
-    yield "| field | type | default | meaning |"
-    yield "|---|---|---|---|"
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+def _table(rows: Iterable[tuple[str, str, str, str]], *, defaults: bool = True) -> Iterator[str]:
+    yield "| field | type | default | meaning |" if defaults else "| field | type | meaning |"
+    yield "|---|---|---|---|" if defaults else "|---|---|---|"
+    for field, kind, default, meaning in rows:
+        cells = (field, kind, default, meaning) if defaults else (field, kind, meaning)
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _rows(
-    schema: Mapping[str, Any], path: str, *, defaults: bool = True
-) -> Iterator[tuple[str, str, str, str]]:
+def _rows(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, str, str]]:
     for name, child in schema.get("properties", {}).items():
         here = f"{path}.{name}"
         needed = "required" if name in schema.get("required", ()) else ""
-        default = _shown(child.get("default", child.get(IN_MEMORY))) if defaults else ""
-        yield f"`{here}`", _type(child), default or (needed if defaults else ""), child["description"]
-        kept = child.get("x-kubernetes-preserve-unknown-fields")
+        default = _shown(child.get("default", child.get(IN_MEMORY)))
+        yield f"`{here}`", _type(child), default or needed, child["description"]
         inner, suffix = (child["items"], "[]") if child.get("type") == "array" else (child, "")
-        if not kept:
-            yield from _rows(inner, here + suffix, defaults=defaults)
+        if "x-kubernetes-preserve-unknown-fields" not in child:
+            yield from _rows(inner, here + suffix)
 
 
 def _type(node: Mapping[str, Any]) -> str:
@@ -85,7 +83,7 @@ def _type(node: Mapping[str, Any]) -> str:
     if node["type"] == "array":
         return f"list of {_type(node['items'])}"
     if "enum" in node:
-        return " \\| ".join(node["enum"]).replace("\\", "")
+        return " | ".join(node["enum"])
     known = {DURATION_PATTERN: "duration", DECIMAL_PATTERN: "decimal"}
     if node.get("pattern") in known:
         return known[node["pattern"]]

@@ -52,6 +52,11 @@ class Rule(Generic[M]):
     holds: Callable[[M], bool]
 
 
+def _named(on: type[Model], field: str) -> str:
+    """The field as a message names it: with the part that it belongs to, where the name alone is not clear."""
+    return field if on is Spec else f"{on.__name__.lower()}.{field}"
+
+
 def _present(path: str) -> str:
     """CEL: every part of this path is there."""
     names = path.split(".")
@@ -67,7 +72,7 @@ def _duration_at_least(on: type[M], field: str, attribute: str, least: float, wh
     return Rule(
         on,
         field,
-        f"{field} must be at least {bound}: {why}",
+        f"{_named(on, field)} must be at least {bound}: {why}",
         _unless_absent(field, f"duration(self.{field}) >= duration('{bound}')"),
         lambda part: bool(getattr(part, attribute) >= least),
     )
@@ -77,7 +82,7 @@ def _not_shorter(field: str, attribute: str, than: str, other: str, why: str) ->
     return Rule(
         Analysis,
         field,
-        f"{field} must not be shorter than {than}: {why}",
+        f"analysis.{field} must not be shorter than analysis.{than}: {why}",
         f"!has(self.{field}) || !has(self.{than}) || duration(self.{field}) >= duration(self.{than})",
         lambda analysis: bool(getattr(analysis, attribute) >= getattr(analysis, other)),
     )
@@ -87,7 +92,7 @@ def _probability(field: str, attribute: str) -> Rule[Analysis]:
     return Rule(
         Analysis,
         field,
-        f'{field} is a bound on a probability: it must be greater than "0" and at most "0.5"',
+        f'analysis.{field} is a bound on a probability: it must be greater than "0" and at most "0.5"',
         _unless_absent(field, f"double(self.{field}) > 0.0 && double(self.{field}) <= 0.5"),
         lambda analysis: 0 < getattr(analysis, attribute) <= 0.5,
     )
@@ -101,7 +106,7 @@ def _selector(on: type[M], field: str) -> Rule[M]:
     return Rule(
         on,
         field,
-        f"{field} must be a series selector like http_requests_total{{code=~'5..'}}, not an expression: "
+        f"{_named(on, field)} must be a series selector like http_requests_total{{code=~'5..'}}, not an expression: "
         "leave out functions and ranges, the operator reads raw samples",
         f"self.{field}.matches(r'{_SELECTOR}')",
         lambda part: pattern.fullmatch(getattr(part, field)) is not None,
@@ -257,7 +262,7 @@ RULES: tuple[Rule[Any], ...] = (
     Rule(
         Analysis,
         "metrics",
-        "analysis.metrics must be empty when analysis.mode is Off: remove them, or set mode: On and mark them dryRun: true",
+        'analysis.metrics must be empty when analysis.mode is "Off": remove them, or set it to "On" and mark them dryRun: true',
         "!has(self.mode) || self.mode != 'Off' || !has(self.metrics) || self.metrics.size() == 0",
         lambda analysis: analysis.mode == "On" or not analysis.metrics,
     ),
@@ -305,7 +310,7 @@ RULES: tuple[Rule[Any], ...] = (
     Rule(
         Latency,
         "histogram",
-        "histogram must be named without its suffix _bucket: remove the suffix",
+        "latency.histogram must be named without its suffix _bucket: remove the suffix",
         r"!self.histogram.matches(r'^\s*[^{]*_bucket\s*(\{|$)')",
         lambda latency: not latency.histogram.partition("{")[0].strip().endswith("_bucket"),
     ),
