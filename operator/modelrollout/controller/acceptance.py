@@ -106,9 +106,9 @@ class Acceptance:
                 Reason.UNKNOWN_PROMETHEUS,
                 f"spec.analysis.prometheus is {analysis.prometheus!r}, which the operator does not know (it has: {named})",
             )
-        problem = self._query_problem(rollout, spec)
-        if problem is not None:
-            return problem
+        unreadable = self._query_problem(rollout, spec)
+        if unreadable is not None:
+            return unreadable
         if self._conflicts is None:
             objects = (self._store.get(MODEL_ROLLOUT, *key) for key in self._store.rollouts())
             self._conflicts = conflicts(obj for obj in objects if obj is not None)

@@ -10,10 +10,11 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import kopf
 
@@ -22,7 +23,7 @@ from ..cluster.client import KubernetesCluster, load_credentials
 from ..cluster.errors import ClusterError, Conflict, Forbidden, Invalid, KindNotServed, NotFound
 from ..cluster.kinds import MODEL_ROLLOUT, Kind, Object
 from ..cluster.lease import LeaderElection
-from ..cluster.port import Hooks
+from ..cluster.port import Hooks, Request
 from ..cluster.queue import QueueShutDown, WorkQueue
 from ..cluster.store import Key, Store
 from ..telemetry.servers import PrometheusServer, new_pool
@@ -77,9 +78,9 @@ async def run(
     credentials = await load_credentials(settings.kubeconfig)
     given = hooks or Hooks()
 
-    def answered(request: object) -> None:
-        metrics.observe_request(request)  # type: ignore[arg-type]
-        given.answered(request)  # type: ignore[arg-type]
+    def answered(request: Request) -> None:
+        metrics.observe_request(request)
+        given.answered(request)
 
     both = Hooks(answered=answered, before_write=given.before_write, after_write=given.after_write)
     async with KubernetesCluster(credentials, hooks=both) as cluster:
@@ -157,8 +158,8 @@ async def _lead(parts: _Parts) -> int:
     return 1 if lost.is_set() else 0
 
 
-async def _first(*waits: object) -> None:
-    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[arg-type]
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    tasks = [asyncio.create_task(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -202,7 +203,8 @@ async def _work(parts: _Parts) -> None:
         ]
         resync = asyncio.create_task(_resync(parts, acceptance))
         stopped = asyncio.create_task(parts.stop.wait())
-        done, _ = await asyncio.wait({stopped, kopf_task, resync}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Task[Any]] = {stopped, kopf_task, resync}
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         parts.stop.set()
         parts.queue.shutdown()
         await asyncio.wait({kopf_task, *workers}, timeout=20)
