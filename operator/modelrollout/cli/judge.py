@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from _csv import Reader as CsvReader
 
 COUNTS = ("baseline_requests", "baseline_bad", "candidate_requests", "candidate_bad")
+# A latency file has one column of slow requests, so it is about one bucket bound, whatever its value.
+_ONE_CUT = (0.0,)
 Label = int | str | None
 
 
@@ -48,7 +50,7 @@ class Run:
         self._test = test
         self._harm_bar, self._harmless_bar = 1 / alpha, 1 / beta
         self._ceiling = harmless_ceiling(beta)
-        self._state: MetricState = begin_metric(test, fingerprint="", stake=1.0, bound=False)
+        self._state: MetricState = begin_metric(test, fingerprint="", stake=1.0, cuts=_ONE_CUT, bound=False)
 
     def take(self, poll: Label, counts: Counts) -> None:
         """Use one poll. One without requests on either side changes nothing."""
