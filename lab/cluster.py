@@ -6,7 +6,7 @@ for it, with the same data.
 
 from __future__ import annotations
 
-import json
+import csv
 import secrets
 import signal
 import subprocess
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from lab.kube import KubeClient, KubeError, Object, path_of
-from lab.process import Keeper, LabError, Process, free_port
+from lab.process import Keeper, LabError, Process, kept_port
 
 # Who speaks to the API server, each with a token of its own, so that the audit log tells them apart.
 _MASTERS = "system:masters"
@@ -74,7 +74,8 @@ class ControlPlane:
         self._pki = folder / "pki"
         self._kubeconfigs = folder / "kubeconfigs"
         self.audit_log = folder / "logs" / "audit.jsonl"
-        self._ports = self._known_ports()
+        ports = folder / "ports"
+        self._ports = {name: kept_port(ports / name) for name in ("etcd", "etcd-peer", "apiserver")}
         self.server = f"https://127.0.0.1:{self._ports['apiserver']}"
         self.etcd = self._process(keeper, "etcd", self._etcd_arguments())
         self.apiserver = self._process(keeper, "kube-apiserver", self._apiserver_arguments())
@@ -84,16 +85,6 @@ class ControlPlane:
     def _process(self, keeper: Keeper, name: str, arguments: list[str]) -> Process:
         log = self.folder / "logs" / f"{name}.log"
         return Process(name, [self._program, name, *arguments], log=log, keeper=keeper)
-
-    def _known_ports(self) -> dict[str, int]:
-        file = self.folder / "ports.json"
-        if file.exists():
-            ports: dict[str, int] = json.loads(file.read_text())
-            return ports
-        ports = {name: free_port() for name in ("etcd", "etcd-peer", "apiserver")}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(ports))
-        return ports
 
     @property
     def processes(self) -> list[Process]:
@@ -138,15 +129,21 @@ class ControlPlane:
             done = subprocess.run([self._program, "pki", self._pki], capture_output=True, text=True)
             if done.returncode:
                 raise LabError(f"the lab's certificates could not be made: {done.stderr.strip()}")
-        tokens = self.folder / "tokens.csv"
-        if not tokens.exists():
-            known = {name: secrets.token_hex(20) for name in _USERS}
-            for name, token in known.items():
-                self._write_kubeconfig(self.kubeconfig(name), name, token)
-            lines = [f'{known[name]},{user},{user},"{group}"' for name, (user, group) in _USERS.items()]
-            tokens.touch(mode=0o600)
-            tokens.write_text("\n".join(lines) + "\n")
+        for name, token in self._tokens().items():
+            self._write_kubeconfig(self.kubeconfig(name), name, token)
         (self.folder / "audit-policy.yaml").write_text(yaml.safe_dump(_AUDIT_POLICY))
+
+    def _tokens(self) -> dict[str, str]:
+        """The token of each of the lab's users, made at the first start."""
+        file = self.folder / "tokens.csv"
+        if not file.exists():
+            lines = [
+                f'{secrets.token_hex(20)},{user},{name},"{group}"' for name, (user, group) in _USERS.items()
+            ]
+            file.touch(mode=0o600)
+            file.write_text("\n".join(lines) + "\n")
+        with file.open() as rows:
+            return {name: token for token, _, name, *_ in csv.reader(rows)}
 
     def _write_kubeconfig(self, file: Path, user: str, token: str) -> None:
         cluster = {"server": self.server, "certificate-authority": str(self._pki / "ca.crt")}

@@ -19,14 +19,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from lab import build
 from lab.cluster import ControlPlane, install_crds, serviceaccount_kubeconfig
 from lab.kube import KubeClient, Objects, path_of
 from lab.monitoring import Monitoring
 from lab.node import Images, NodeAgent
-from lab.process import Keeper, LabError, is_alive, wait_until
+from lab.process import Keeper, LabError, Process, is_alive, wait_until
+
+if TYPE_CHECKING:
+    from lab.gateway import Gateway
 
 ROOT = Path(__file__).resolve().parent.parent
 UP_SECONDS = 900.0
@@ -75,7 +78,7 @@ class Lab:
         self._control_plane: ControlPlane | None = None
         self._monitoring: Monitoring | None = None
         self._node: NodeAgent | None = None
-        self._gateway: Any = None
+        self._gateway: Gateway | None = None
         self._client: KubeClient | None = None
         self._clients = ExitStack()
 
@@ -238,8 +241,10 @@ class Lab:
         unfinished.write_text(json.dumps(state, indent=2) + "\n")
         unfinished.replace(self.folder / "state.json")
 
-    def _processes(self) -> list[Any]:
-        return [*self._plane.processes, *([self._monitoring.process] if self._monitoring else [])]
+    def _processes(self) -> list[Process]:
+        monitoring = [self._monitoring.process] if self._monitoring else []
+        gateway = [self._gateway.envoy.process] if self._gateway else []
+        return [*self._plane.processes, *monitoring, *gateway]
 
     # What tests and the demo use
 

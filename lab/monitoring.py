@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lab.process import Keeper, Process, free_port
+from lab.process import Keeper, Process, kept_port
 
 ADDRESS_ANNOTATION = "lab.modelrollout.dev/address"
 _ADDRESS = "__meta_kubernetes_pod_annotation_lab_modelrollout_dev_address"
@@ -33,7 +33,7 @@ class Monitoring:
         self._config = folder / "prometheus.yaml"
         self._kubeconfig = kubeconfig
         self._interval = interval
-        self._port = self._known_port()
+        self._port = kept_port(folder / "port")
         self.url = f"http://127.0.0.1:{self._port}"
         arguments = [
             f"--config.file={self._config}",
@@ -44,13 +44,6 @@ class Monitoring:
         ]
         log = folder.parent / "logs" / "prometheus.log"
         self.process = Process("prometheus", [program, *arguments], log=log, keeper=keeper)
-
-    def _known_port(self) -> int:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = self._folder / "port"
-        if not file.exists():
-            file.write_text(str(free_port()))
-        return int(file.read_text())
 
     def start(self) -> None:
         """Start it without waiting. Raises LabError if it cannot be started."""

@@ -33,6 +33,7 @@ from lab.process import Keeper, LabError, Process, free_port
 # Image without tag → command; None: no process, the pod is only reported Ready.
 Images = Mapping[str, Sequence[str] | None]
 
+_ROOT = str(Path(__file__).resolve().parent.parent)
 _CROWD_WORKERS = 4
 _RETRY = 0.5
 # Real life waits 10 s after the second end and up to 5 minutes; nobody would wait that long for a test.
@@ -279,6 +280,11 @@ class _Pod:
             _Container(spec, free_port(), _lookup(images, spec["image"]))
             for spec in body["spec"]["containers"]
         ]
+        # An agent before this one may have run it already; the kubelet counts such a start as a restart too.
+        for status in body["status"].get("containerStatuses") or []:
+            for container in self._containers:
+                if container.name == status["name"] and status.get("containerID"):
+                    container.restarts = status["restartCount"] + 1
         self._wake = threading.Event()
         self._abandoned = False
         self._reported: Object | None = None
@@ -412,6 +418,8 @@ class _Pod:
     def _environment(self, container: _Container) -> dict[str, str]:
         # What Kubernetes tells the lab's own process is not the pod's business.
         env = {key: value for key, value in os.environ.items() if not key.startswith("KUBE")}
+        # A container brings its own program; here that is this checkout.
+        env["PYTHONPATH"] = os.pathsep.join([_ROOT, *filter(None, [env.get("PYTHONPATH")])])
         env |= {"PORT": str(container.port), "HOSTNAME": self.name, "PYTHONUNBUFFERED": "1"}
         for entry in container.spec.get("env") or []:
             value = entry.get("value")

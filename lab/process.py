@@ -43,21 +43,42 @@ class LabError(Exception):
     """Something of the lab does not work; the message is one sentence for a person."""
 
 
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a loopback port; connections of an earlier server that fade away do not count."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on.
 
     Raises LabError if 200 tries found none.
     """
     for port in random.sample(_PORTS, 200):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if is_free(port):
             return port
     raise LabError(
         f"no free loopback port was found in {_PORTS.start}–{_PORTS.stop}: end some servers and try again"
     )
+
+
+def kept_port(file: Path) -> int:
+    """The port that a file names if it is still free, else a new one, which the file then names."""
+    try:
+        port = int(file.read_text())
+    except (FileNotFoundError, ValueError):
+        port = 0
+    if not (port and is_free(port)):
+        port = free_port()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(port))
+    return port
 
 
 def is_alive(pid: int) -> bool:

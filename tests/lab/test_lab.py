@@ -197,6 +197,17 @@ def test_a_killed_process_makes_its_pod_unready_until_it_serves_again(lab: Lab) 
     assert statuses(lab, "killed")[0]["lastState"]["terminated"]["exitCode"] == 137
 
 
+def test_a_stopped_process_loses_readiness_and_regains_it(lab: Lab) -> None:
+    deploy(lab, "flapping", pod_template())
+    await_ready(lab, "flapping")
+    name = pods(lab, "flapping")[0]["metadata"]["name"]
+    lab.kill_pod(NAMESPACE, name, signal.SIGSTOP)
+    await_ready(lab, "flapping", 0)
+    lab.kill_pod(NAMESPACE, name, signal.SIGCONT)
+    await_ready(lab, "flapping")
+    assert statuses(lab, "flapping")[0]["restartCount"] == 0
+
+
 @pytest.mark.parametrize("mode", ["", "deaf"], ids=["on SIGTERM", "with SIGKILL when it ignores SIGTERM"])
 def test_a_deleted_pod_ends_its_process(lab: Lab, mode: str) -> None:
     name = f"deleted-{mode or 'polite'}"
@@ -277,6 +288,24 @@ def test_a_second_lab_in_the_same_folder_attaches(lab: Lab) -> None:
     assert lab.client.ready()
     with pytest.raises(LabError, match="for itself"):
         Lab(lab.folder).down()
+
+
+def test_a_cluster_survives_going_down_and_up(lab: Lab) -> None:
+    deploy(lab, "surviving", pod_template())
+    await_ready(lab, "surviving")
+    (before,) = pods(lab, "surviving")
+    lab.down()
+    lab.up()
+
+    def serves_again() -> bool:
+        return [(status["restartCount"], status["ready"]) for status in statuses(lab, "surviving")] == [
+            (1, True)
+        ]
+
+    wait_until(serves_again, timeout=30, what="the pod's new process")
+    (after,) = pods(lab, "surviving")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert answer(after)["args"] == []
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
