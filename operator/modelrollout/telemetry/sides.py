@@ -32,6 +32,7 @@ class Pod:
     ready_since: float | None = None  # when it was ready for the first time; None: never
     started: float | None = None
     restarted: float | None = None
+    ready: bool = True  # now; False also for one that has gone
 
     @property
     def last_start(self) -> float | None:
@@ -85,7 +86,8 @@ class Sides:
 
     def matcher(self) -> Matcher:
         """Selects the series of both sides."""
-        return Matcher(self.label, "=~", "|".join((*self.baseline.patterns, *self.candidate.patterns)))
+        every = "|".join((*self.baseline.patterns, *self.candidate.patterns))
+        return Matcher(self.label, "=~", every or "-")  # no pod can be called "-"
 
     def locate(self, series: RawSeries) -> tuple[SideName, str] | None:
         """Side and pod of a series; None if it belongs to neither, or could belong to both."""

@@ -1,0 +1,417 @@
+"""One look at Prometheus: raw samples since the last cut as polls, readings of guardrails, and the state of the data.
+
+The caller keeps one number, the cut up to which polls were consumed, and commits it together with the evidence. Asking
+again with the same cut gives the same polls, so a conflict or a restart neither loses nor repeats a sample.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from ..decision.types import Data
+from ..evidence.poll import MetricPoll, Poll
+from .increments import Counters, Measured, bucket_bound, measure, reach
+from .queries import GuardrailQuery, MetricQuery, Queries
+from .samples import BAD_ANSWER, REFUSED, QueryError, RawSeries
+from .selectors import Matcher, SelectorError, SeriesSelector, fence_query
+from .servers import Server
+from .sides import SideName, Sides
+
+NOT_SCRAPED = "NotScraped"
+NO_TRAFFIC = "NoTraffic"
+MAX_POLLS = 240  # in one look; a longer outage is caught up with in several
+PAST = 3600.0  # seconds of the baseline's past that latency bounds are chosen from
+_UP = SeriesSelector("up", ())
+_DISCOVERY = 10.0  # from readiness to the first scrape Prometheus also has to find the pod
+_UNSCRAPED_SHARE = 0.1  # of the ready pods of a side may be unscraped before data count as missing
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds: between polls, between scrapes, and of warm-up."""
+
+    interval: float
+    scrape_interval: float
+    warmup: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose data are asked for, and what placeholders of guardrails stand for."""
+
+    namespace: str
+    name: str
+    revision: str  # the candidate's
+    sides: Sides
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one look gave.
+
+    Feed every poll to the evidence, whatever `data` says, and keep `cut` as the next `since`; both belong into one commit.
+    """
+
+    data: Data
+    cut: float | None
+    polls: tuple[Poll, ...] = ()
+    problem: str = ""  # "DuplicateSeries: errors: pod …"
+    reason: str = ""  # the part before the colon, or ""
+    guardrails: Mapping[str, float | None] = field(default_factory=dict)  # None: no reading
+    past_buckets: Mapping[str, tuple[tuple[float, float], ...]] = field(
+        default_factory=dict
+    )  # for choose_cuts
+    notes: Mapping[str, str] = field(default_factory=dict)
+    rate: float | None = None  # requests per second of both sides, over the polls of this look
+    behind: bool = False  # more polls are ready: look again at once
+
+
+def next_poll(since: float | None, pace: Pace, now: float) -> float:
+    """When the next poll is complete: a cut is `scrape_interval` old before it is read."""
+    return now if since is None else since + pace.interval + pace.scrape_interval
+
+
+async def sample(
+    server: Server, queries: Queries, scope: Scope, pace: Pace, *, since: float | None, now: float
+) -> Sample:
+    """Look once. `since` is the last consumed cut; None begins an attempt: it only sets the cut.
+
+    Never raises for what Prometheus does; see `Sample.data`. Data.NONE: no poll is complete yet, nothing was asked.
+    """
+    latest = round(now - pace.scrape_interval, 3)
+    complete = 0 if since is None else math.floor((latest - since) / pace.interval + 1e-6)
+    if since is not None and complete < 1:
+        return Sample(Data.NONE, since)
+    count = min(complete, MAX_POLLS)
+    start = latest if since is None else round(since, 3)
+    cuts = tuple(round(start + at * pace.interval, 3) for at in range(count + 1))
+    reader = Reader(server, scope, at=cuts[-1], span=cuts[-1] - cuts[0] + reach(pace.interval))
+    log = _Log()
+    up, guardrails, counters = await asyncio.gather(
+        _read_up(reader, queries, log),
+        _read_guardrails(reader, queries.guardrails, log, now),
+        _read_metrics(reader, queries, log),
+    )
+    past = {
+        query.name: await _read_past(reader, query, counters[query.name], log)
+        for query in queries.metrics
+        if not query.fixed and query.name in counters
+    }
+    found = _Found(
+        queries,
+        scope,
+        pace,
+        cuts,
+        behind=complete > count,
+        pod_label=server.settings.pod_label,
+        up=up,
+        counters=counters,
+        log=log,
+    )
+    return replace(found.conclude(), guardrails=guardrails, past_buckets={k: v for k, v in past.items() if v})
+
+
+@dataclass(slots=True)
+class _Log:
+    """What went wrong in a look: what stands in the way of decisions, and a note for every metric."""
+
+    gating: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # samples are missing: they must be read again
+    guardrails: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # a reading is missing: that moment has gone
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, *, gating: bool, reason: str, text: str, guardrail: bool = False) -> None:
+        self.notes[name] = f"{reason}: {text}"
+        if gating:
+            problem = (reason, f"{name}: {text}" if name else text)
+            (self.guardrails if guardrail else self.gating).append(problem)
+
+
+class Reader:
+    """Reads raw series of both sides in one range; a selector that two metrics share is asked once."""
+
+    def __init__(self, server: Server, scope: Scope, *, at: float, span: float) -> None:
+        self.server = server
+        self.scope = scope
+        self.at = at
+        self.span = span
+        self._asked: dict[str, asyncio.Future[tuple[RawSeries, ...]]] = {}
+
+    def earlier(self, seconds: float) -> Reader:
+        """The same range, that much earlier."""
+        return Reader(self.server, self.scope, at=self.at - seconds, span=self.span)
+
+    async def series(self, selector: SeriesSelector, *, label: str | None = None) -> tuple[RawSeries, ...]:
+        """Series of both sides' pods in the namespace. Raises QueryError."""
+        sides = self.scope.sides if label is None else replace(self.scope.sides, label=label)
+        namespace = Matcher(self.server.settings.namespace_label, "=", self.scope.namespace)
+        text = str(selector.matching(namespace, sides.matcher()))
+        if text not in self._asked:
+            self._asked[text] = asyncio.ensure_future(
+                self.server.read_series(text, at=self.at, reach=self.span)
+            )
+        return await self._asked[text]
+
+    async def counters(self, query: MetricQuery) -> Counters:
+        """The raw series of one metric. Raises QueryError."""
+        if query.kind != "latency":
+            total, part = await asyncio.gather(self.series(query.total), self.series(query.part))
+            return Counters(total, part)
+        buckets = await self.series(query.total)
+        if not buckets and query.total.name is not None:
+            base = SeriesSelector(query.total.name.removesuffix("_bucket"), query.total.matchers)
+            await self.series(base)  # raises if it is a native histogram: that has no buckets
+        try:
+            bounds = [bucket_bound(series) for series in buckets]
+        except (KeyError, ValueError) as error:
+            raise QueryError(BAD_ANSWER, f"a bucket without a number as its label le: {error}") from error
+        total = tuple(s for s, bound in zip(buckets, bounds, strict=True) if bound == math.inf)
+        return Counters(total, tuple(s for s, bound in zip(buckets, bounds, strict=True) if bound < math.inf))
+
+
+async def _read_up(reader: Reader, queries: Queries, log: _Log) -> tuple[RawSeries, ...]:
+    try:
+        return await reader.series(_UP, label=reader.server.settings.pod_label)
+    except QueryError as error:
+        log.add("", gating=any(m.gating for m in queries.metrics), reason=error.reason, text=error.text)
+        return ()
+
+
+async def _read_metrics(reader: Reader, queries: Queries, log: _Log) -> dict[str, Counters]:
+    """Counters by metric; a metric that can't be read is missing."""
+    answers = await asyncio.gather(*(reader.counters(m) for m in queries.metrics), return_exceptions=True)
+    counters = {}
+    for metric, answer in zip(queries.metrics, answers, strict=True):
+        if isinstance(answer, Counters):
+            counters[metric.name] = answer
+        elif isinstance(answer, QueryError):
+            log.add(metric.name, gating=metric.gating, reason=answer.reason, text=answer.text)
+        else:
+            raise answer
+    return counters
+
+
+async def _read_guardrails(
+    reader: Reader, guardrails: Sequence[GuardrailQuery], log: _Log, now: float
+) -> dict[str, float | None]:
+    answers = await asyncio.gather(
+        *(_read_guardrail(reader, g, now) for g in guardrails), return_exceptions=True
+    )
+    readings: dict[str, float | None] = {}
+    for guardrail, answer in zip(guardrails, answers, strict=True):
+        readings[guardrail.name] = None
+        if isinstance(answer, float):
+            readings[guardrail.name] = answer
+        elif isinstance(answer, QueryError):
+            log.add(
+                guardrail.name,
+                gating=guardrail.gating,
+                reason=answer.reason,
+                text=answer.text,
+                guardrail=True,
+            )
+        else:
+            raise answer
+    return readings
+
+
+async def _read_guardrail(reader: Reader, guardrail: GuardrailQuery, now: float) -> float:
+    scope, settings = reader.scope, reader.server.settings
+    values = {
+        "candidate.pods": scope.sides.candidate.regex or "-",
+        "baseline.pods": scope.sides.baseline.regex or "-",
+        "candidate.revision": scope.revision,
+        "namespace": scope.namespace,
+        "name": scope.name,
+    }
+    try:
+        query = fence_query(
+            guardrail.query,
+            namespace_label=settings.namespace_label,
+            namespace=scope.namespace,
+            placeholders=values,
+        )
+    except SelectorError as error:
+        raise QueryError(REFUSED, str(error)) from error
+    return await reader.server.read_number(query, at=now)
+
+
+async def _read_past(
+    reader: Reader, query: MetricQuery, newest: Counters, log: _Log
+) -> tuple[tuple[float, float], ...]:
+    """(bound, cumulative count) of the baseline over the last hour, for bounds that both sides have."""
+    try:
+        older = await reader.earlier(PAST).counters(query)
+    except QueryError as error:
+        log.add(query.name, gating=query.gating, reason=error.reason, text=error.text)
+        return ()
+    before = {_key(s): s.values[-1] for s in (*older.total, *older.parts) if s.values}
+    counts: dict[float, float] = {}
+    bounds: dict[SideName, dict[tuple[tuple[str, str], ...], set[float]]] = {"baseline": {}, "candidate": {}}
+    for series in (*newest.total, *newest.parts):
+        place = reader.scope.sides.locate(series)
+        if place is None or not series.values:
+            continue
+        bound, last = bucket_bound(series), series.values[-1]
+        bounds[place[0]].setdefault(_key(series, without=("le",)), set()).add(bound)
+        if place[0] == "baseline":
+            begun = before.get(_key(series), 0.0)
+            counts[bound] = counts.get(bound, 0.0) + (last - begun if begun <= last else last)
+    every = [found for side in bounds.values() for found in side.values()]
+    common = set.intersection(*every) if every else set()
+    return tuple(sorted((bound, count) for bound, count in counts.items() if bound in common))
+
+
+def _key(series: RawSeries, *, without: tuple[str, ...] = ()) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((k, v) for k, v in series.labels.items() if k not in without))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """All answers of one look."""
+
+    queries: Queries
+    scope: Scope
+    pace: Pace
+    cuts: tuple[float, ...]
+    behind: bool
+    pod_label: str
+    up: tuple[RawSeries, ...]
+    counters: Mapping[str, Counters]
+    log: _Log
+
+    def conclude(self) -> Sample:
+        """Polls and the state of the data."""
+        if self.log.gating:
+            return self._held()
+        unscraped = self._unscraped()
+        measured = self._measured() if len(self.cuts) > 1 else {}
+        self._note_troubles(measured)
+        if self.log.gating:
+            return self._held()
+        polls = tuple(self._polls(measured, partial=bool(unscraped)))
+        data, problem = Data.OK, ""
+        quiet = self._quiet(polls)
+        if self.log.guardrails:
+            data, problem = Data.UNAVAILABLE, ": ".join(self.log.guardrails[0])
+        elif unscraped:
+            data, problem = Data.NOT_SCRAPED, unscraped
+        elif quiet:
+            data, problem = Data.NO_TRAFFIC, quiet
+        return Sample(
+            data,
+            self.cuts[-1],
+            polls,
+            problem,
+            reason=problem.partition(":")[0],
+            notes=dict(self.log.notes),
+            rate=self._rate(polls),
+            behind=self.behind,
+        )
+
+    def _held(self) -> Sample:
+        reason, text = self.log.gating[0]
+        since = self.cuts[0] if len(self.cuts) > 1 else None
+        return Sample(Data.UNAVAILABLE, since, (), f"{reason}: {text}", reason, notes=dict(self.log.notes))
+
+    def _measured(self) -> dict[str, Measured]:
+        measured = {}
+        for query in self.queries.metrics:
+            counters = self.counters.get(query.name)
+            if counters is not None and query.fixed:
+                measured[query.name] = measure(
+                    replace(counters, up=self.up),
+                    query.shape,
+                    sides=self.scope.sides,
+                    cuts=self.cuts,
+                    interval=self.pace.interval,
+                    warmup=self.pace.warmup,
+                )
+        return measured
+
+    def _note_troubles(self, measured: Mapping[str, Measured]) -> None:
+        """Trouble in the newest poll holds everything. Older trouble costs its polls only: once a new poll is sound
+        again, waiting would not mend the old one."""
+        for query in self.queries.metrics:
+            if query.name in measured:
+                trouble = measured[query.name].trouble_in(self.cuts[-2], self.cuts[-1])
+                if trouble is not None:
+                    gating = query.gating and not self.behind
+                    self.log.add(query.name, gating=gating, reason=trouble.reason, text=trouble.text)
+
+    def _polls(self, measured: Mapping[str, Measured], *, partial: bool) -> Iterator[Poll]:
+        for at, (start, end) in enumerate(pairwise(self.cuts)):
+            metrics: dict[str, MetricPoll] = {}
+            for name, found in measured.items():
+                if found.trouble_in(start, end) is None:
+                    poll = found.polls[at]
+                    metrics[name] = replace(poll, partial=True) if partial else poll
+            yield Poll(start, end, metrics)
+
+    def _quiet(self, polls: Sequence[Poll]) -> str:
+        """Which side had no requests in the newest poll, by the first gating metric that misses some."""
+        for query in self.queries.metrics if polls else ():
+            poll = polls[-1].metrics.get(query.name)
+            if poll is None or not query.gating:
+                continue
+            silent = []
+            if poll.baseline.n <= 0:
+                silent.append("the baseline")
+            if not any(arm.n > 0 for arm in poll.candidate_pods.values()):
+                silent.append("the candidate")
+            if silent:
+                return f"{NO_TRAFFIC}: {query.name}: no requests to {' and '.join(silent)} were counted"
+        return ""
+
+    def _rate(self, polls: Sequence[Poll]) -> float | None:
+        name, requests = self.queries.traffic, 0.0
+        for poll in polls:
+            if (found := poll.metrics.get(name or "")) is not None:
+                requests += found.baseline.n + sum(arm.n for arm in found.candidate_pods.values())
+        return requests / (polls[-1].end - polls[0].start) if polls and name else None
+
+    def _unscraped(self) -> str:
+        """Why data of ready pods are missing; "" if they are not. A few of many pods are only noted."""
+        latest = self.cuts[-1]
+        since = latest - (2 * self.pace.scrape_interval + 1.0)
+        label = self.scope.sides.label
+        alive = {
+            s.labels.get(label, "")
+            for counters in self.counters.values()
+            for s in counters.total
+            if s.times and s.times[-1] > since
+        }
+        alive.update(_scraped(self.up, self.pod_label, since))
+        due = latest - max(self.pace.warmup, 2 * self.pace.scrape_interval + _DISCOVERY)
+        for name, side in (
+            ("baseline", self.scope.sides.baseline),
+            ("candidate", self.scope.sides.candidate),
+        ):
+            ready = [
+                p.name
+                for p in side.pods.values()
+                if p.ready and p.ready_since is not None and p.ready_since <= due
+            ]
+            missing = sorted(set(ready) - alive)
+            if missing:
+                text = f"{len(missing)} of {len(ready)} ready pods of the {name} are not scraped ({missing[0]} …)"
+                self.log.notes[""] = text
+                if len(missing) > _UNSCRAPED_SHARE * len(ready):
+                    return f"{NOT_SCRAPED}: {text}: does a PodMonitor or scrape annotation select them?"
+        return ""
+
+
+def _scraped(up: Iterable[RawSeries], pod_label: str, since: float) -> set[str]:
+    """Pods with a successful scrape after `since`."""
+    return {
+        series.labels.get(pod_label, "")
+        for series in up
+        if any(t > since and v > 0 for t, v in zip(series.times, series.values, strict=True))
+    }
