@@ -6,6 +6,7 @@ series of a rollout go when it goes: names of deleted rollouts must not pile up 
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections import defaultdict
@@ -20,6 +21,8 @@ from modelrollout.cluster.port import Request
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0, 259200.0, 604800.0)
 _OF_ROLLOUT = ("namespace", "name")
+
+_Series = tuple[Gauge, tuple[str, ...]]
 
 
 class _WatchAges(Collector):
@@ -52,10 +55,8 @@ class Metrics:
 
     def __init__(self, *, version: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
-        # Per rollout: which series there are, so that they can be dropped without a search.
-        self._series: defaultdict[tuple[str, str], dict[tuple[Gauge, tuple[str, ...]], None]] = defaultdict(
-            dict
-        )
+        # Per rollout the series that there are: dropped without a search, and set without a look-up by labels.
+        self._series: defaultdict[tuple[str, str], dict[_Series, Gauge]] = defaultdict(dict)
         self._watches = _WatchAges(clock)
         self.registry.register(self._watches)
         ProcessCollector(registry=self.registry)
@@ -212,12 +213,15 @@ class Metrics:
         return Gauge(f"modelrollout_{name}", text, labels, registry=self.registry)
 
     def _set(self, gauge: Gauge, value: float | None, *labels: str) -> None:
-        key, series = (labels[0], labels[1]), (gauge, labels)
-        if value is not None and value == value:
-            gauge.labels(*labels).set(value)
-            self._series[key][series] = None
-        elif self._series.get(key, {}).pop(series, self) is None:
-            gauge.remove(*labels)
+        all_series, series = self._series[labels[0], labels[1]], (gauge, labels)
+        if value is None or math.isnan(value):
+            if all_series.pop(series, None) is not None:
+                gauge.remove(*labels)
+            return
+        one = all_series.get(series)
+        if one is None:
+            one = all_series[series] = gauge.labels(*labels)
+        one.set(value)
 
     def _drop(self, namespace: str, name: str, gauge: Gauge) -> None:
         series = self._series.get((namespace, name), {})
