@@ -150,3 +150,14 @@ def main() -> None:
     except LabError as error:
         click.echo(f"lab: {error}", err=True)
         sys.exit(1)
+
+
+@lab.command()
+@_folder
+@click.option("--keep", is_flag=True, help="Leave all running, and print the commands to play with it.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Save what was printed as an SVG file.")
+def demo(folder: Path | None, keep: bool, picture: Path | None) -> None:
+    """A better model is promoted, a wrong one is rolled back; exit code 0 if both happened."""
+    from lab.demo import main
+
+    sys.exit(main(folder=folder, keep=keep, picture=picture))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import logging
 import os
 import queue
 import random
@@ -32,6 +33,8 @@ from lab.process import Keeper, LabError, Process, free_port
 
 # Image without tag → command; None: no process, the pod is only reported Ready.
 Images = Mapping[str, Sequence[str] | None]
+
+_log = logging.getLogger(__name__)
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _CROWD_WORKERS = 4
@@ -167,6 +170,7 @@ class NodeAgent:
             except KubeError as error:
                 # Gone or changed meanwhile: its next event brings it back, or nothing need be done.
                 if error.status not in (404, 409):
+                    _log.warning("the report on pod %s is refused: %s", body["metadata"]["name"], error)
                     self._later(body)
             except (urllib3.exceptions.HTTPError, OSError):
                 self._later(body)
@@ -193,7 +197,7 @@ class NodeAgent:
             for container in body["spec"]["containers"]
         ]
         with self._lock:
-            ip = next(self._addresses)
+            ip = body["status"].get("podIP") or next(self._addresses)
         self._client.patch(f"{path}/status", _status(body, "Running", statuses, ip), "strategic")
 
 
@@ -271,7 +275,8 @@ class _Pod:
         self._folder = folder
         self._keeper = keeper
         self._body = body
-        self._ip = ip
+        # A pod keeps the address that an agent before this one gave it.
+        self._ip: str = body["status"].get("podIP") or ip
         self.namespace: str = body["metadata"]["namespace"]
         self.name: str = body["metadata"]["name"]
         self._uid: str = body["metadata"]["uid"]
@@ -526,6 +531,8 @@ class _Pod:
             # 404 and 409: it is gone, or another pod has its name; its DELETED event ends this thread.
             if error.status in (404, 409):
                 self._reported = _without_times(body)
+            else:
+                _log.warning("the status of pod %s/%s is refused: %s", self.namespace, self.name, error)
         except (urllib3.exceptions.HTTPError, OSError):
             return
         else:
