@@ -129,7 +129,7 @@ async def test_the_defaults_of_the_server_are_no_difference(rich: World) -> None
         "Service",
         "HTTPRoute",
     ]
-    assert {managed: rich.actions(status, managed) for managed in KEPT} == dict.fromkeys(KEPT, [])
+    assert {managed: rich.actions(status, managed) for managed in KEPT} == {managed: [] for managed in KEPT}
 
 
 async def test_what_others_add_to_our_objects_is_kept(rich: World) -> None:
@@ -140,7 +140,7 @@ async def test_what_others_add_to_our_objects_is_kept(rich: World) -> None:
     for kind, which in ((DEPLOYMENT, name), (SERVICE, name), (SERVICE, "fraud"), (HTTP_ROUTE, "fraud")):
         rich.edit(kind, which, mine)
     rich.edit(SERVICE, "fraud", {"spec": {"type": "NodePort", "sessionAffinity": "ClientIP"}})
-    assert {managed: rich.actions(status, managed) for managed in KEPT} == dict.fromkeys(KEPT, [])
+    assert {managed: rich.actions(status, managed) for managed in KEPT} == {managed: [] for managed in KEPT}
 
 
 DRIFTS = {
@@ -194,7 +194,7 @@ async def test_drift_is_seen_and_put_right(
         assert action.drift == ("" if managed == "missing" else said)
     await rich.settle(status)
     assert rich.get(kind, name)["spec"] == before
-    assert {managed: rich.actions(status, managed) for managed in KEPT} == dict.fromkeys(KEPT, [])
+    assert {managed: rich.actions(status, managed) for managed in KEPT} == {managed: [] for managed in KEPT}
 
 
 async def test_ports_of_the_old_revision_leave_the_callers_service(rich: World) -> None:

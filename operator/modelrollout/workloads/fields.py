@@ -166,12 +166,12 @@ def _is_new(desired: Mapping[str, Any], live: Mapping[str, Any], path: Path) -> 
 
 
 def _lost(want: Any, own: Mapping[str, Any], path: Path) -> Iterator[Path]:
-    """Fields that we want and do not own."""
-    if not own or _is_empty(want):
-        return  # an empty value is often not stored at all
+    """Fields that we want and do not own. The server counts empty values too, even those that it does not store."""
+    if not own:
+        return
     if isinstance(want, dict):
         for key, item in want.items():
-            if _is_identity(path, key) or _is_empty(item):
+            if _is_identity(path, key) or item is None:
                 continue
             below = own.get(f"f:{key}")
             if below is None:

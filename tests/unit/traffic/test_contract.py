@@ -1,0 +1,247 @@
+"""What every router must do, run against each of them. A new router is one line in ROUTERS below.
+
+A `Rig` gives a router a cluster in miniature, and says how another writer spoils its split.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from modelrollout.api.status import Status
+from modelrollout.cluster.actions import Action, Apply
+from modelrollout.cluster.kinds import HTTP_ROUTE, SERVICE, Kind
+from modelrollout.traffic import ROUTERS as TABLE
+from modelrollout.traffic import RouteReading, route_actions, router_of
+from modelrollout.workloads import workload_actions
+from tests.unit.workloads.manifests import (
+    Object,
+    accepted_of,
+    manifest,
+    revision_of,
+    spec_of,
+    status_of,
+    with_version,
+)
+from tests.unit.workloads.server import Server
+
+NOW = 1_800_000_000.0
+Splits = tuple[int, int, int]
+
+
+@dataclass
+class Rig:
+    """One ModelRollout with two revisions, and what is particular to a router."""
+
+    traffic: Object
+    carrier: Kind  # the kind of the object that carries the split; its name is the rollout's
+    spoil: Any  # a merge patch of another writer that sends requests elsewhere
+    report: Callable[[Rig, Status], None]  # what the cluster answers once the split was written
+    server: Server = field(default_factory=Server)
+
+    def __post_init__(self) -> None:
+        self.older = manifest(traffic=self.traffic)
+        self.rollout = with_version(self.older, "2")
+        self.first, self.second = revision_of(self.older), revision_of(self.rollout)
+
+    def status(self, weights: Splits, sizes: Splits = (3, 1, 0), *, promoted: bool = False) -> Status:
+        if promoted:
+            return status_of(self.second, previous=self.first, sizes=sizes, weights=weights, attempt=2)
+        return status_of(self.first, self.second, sizes=sizes, weights=weights, attempt=2)
+
+    def start(self) -> None:
+        """The first revision serves alone."""
+        status = status_of(self.first, sizes=(3, 0, 0))
+        self.write(status, self.older)
+        self.pods(3, 0)
+        self.write(status, self.older)
+        self.report(self, status)
+
+    def pods(self, first: int, second: int) -> None:
+        self.server.pods(f"fraud-{self.first}", self.first, first)
+        self.server.pods(f"fraud-{self.second}", self.second, second)
+
+    def actions(self, status: Status, rollout: Object | None = None) -> list[Action]:
+        rollout = rollout or self.rollout
+        children = self.server.children()
+        # The first round has the template; later ones must do without.
+        spec = accepted_of(rollout) if children.controller_revisions else spec_of(rollout)
+        return [
+            *workload_actions(rollout, spec, status, children, NOW),
+            *route_actions(rollout, spec, status, children, NOW),
+        ]
+
+    def write(self, status: Status, rollout: Object | None = None) -> list[Action]:
+        return self.server.run(self.actions(status, rollout))
+
+    def bring(self, weights: Splits, sizes: Splits = (3, 1, 0), **roles: bool) -> Status:
+        """A committed split, written and answered."""
+        status = self.status(weights, sizes, **roles)
+        rollout = self.rollout
+        self.server.run([*workload_actions(rollout, spec_of(rollout), status, self.server.children(), NOW)])
+        ready = (sizes[2], sizes[0]) if roles.get("promoted") else (sizes[0], sizes[1])
+        self.pods(*ready)
+        self.write(status)
+        self.report(self, status)
+        return status
+
+    def observe(self, status: Status) -> RouteReading:
+        spec = accepted_of(self.rollout)
+        return router_of(spec).observe(self.rollout, spec, status, self.server.children())
+
+
+def gateway_accepts(rig: Rig, _: Status) -> None:
+    rig.server.accept("fraud")
+
+
+def endpoints_follow(rig: Rig, _: Status) -> None:
+    """The endpoint controller fills the callers' Service by its selector."""
+    selector = rig.server.get(SERVICE, "fraud")["spec"]["selector"]
+    pods = rig.server.children().pods.values()
+    wanted = selector.get("modelrollout.dev/revision")
+    rig.server.endpoints("fraud", [p.name for p in pods if wanted in (None, p.revision)])
+
+
+ROUTERS: dict[str, Callable[[], Rig]] = {
+    "gatewayAPI": lambda: Rig(
+        traffic={"gatewayAPI": {"parentRefs": [{"name": "public", "namespace": "gateways"}]}},
+        carrier=HTTP_ROUTE,
+        spoil={
+            "spec": {"rules": [{"backendRefs": [{"name": "other", "port": 80, "weight": 1}], "matches": []}]}
+        },
+        report=gateway_accepts,
+    ),
+    "podRatio": lambda: Rig(
+        traffic={}, carrier=SERVICE, spoil={"spec": {"selector": {"app": "other"}}}, report=endpoints_follow
+    ),
+}
+
+# Committed weights (stable, candidate, previous) with the sizes that belong to them.
+SPLITS: dict[str, tuple[Splits, Splits, bool]] = {
+    "a step": ((75, 25, 0), (3, 1, 0), False),
+    "the candidate takes all": ((0, 100, 0), (3, 4, 0), False),
+    "traffic is back at the baseline": ((100, 0, 0), (4, 1, 0), False),
+    "a watch with a share held back": ((90, 0, 10), (9, 0, 1), True),
+    "a watch without": ((100, 0, 0), (4, 0, 4), True),
+}
+
+
+@pytest.fixture(params=ROUTERS)
+def rig(request: pytest.FixtureRequest) -> Rig:
+    rig = ROUTERS[request.param]()
+    rig.start()
+    return rig
+
+
+def test_every_router_of_the_product_keeps_the_contract() -> None:
+    assert ROUTERS.keys() == TABLE.keys()
+    assert all(name == router.name for name, router in TABLE.items())
+
+
+@pytest.mark.parametrize(("weights", "sizes", "promoted"), SPLITS.values(), ids=SPLITS)
+def test_a_committed_split_is_written_and_read_back(
+    rig: Rig, weights: Splits, sizes: Splits, promoted: bool
+) -> None:
+    status = rig.bring(weights, sizes, promoted=promoted)
+    reading = rig.observe(status)
+    names = (rig.second, None, rig.first) if promoted else (rig.first, rig.second, None)
+    assert reading.weights == {r: w for r, w in zip(names, weights, strict=True) if r and w}
+    assert reading.accepted
+    assert reading.problem is None
+    assert reading.foreign_manager is None
+
+
+@pytest.mark.parametrize(("weights", "sizes", "promoted"), SPLITS.values(), ids=SPLITS)
+def test_nothing_is_written_when_nothing_differs(
+    rig: Rig, weights: Splits, sizes: Splits, promoted: bool
+) -> None:
+    status = rig.bring(weights, sizes, promoted=promoted)
+    assert rig.actions(status) == []
+
+
+def test_a_split_that_is_not_written_yet_is_not_accepted(rig: Rig) -> None:
+    rig.bring((75, 25, 0))
+    assert not rig.observe(rig.status((100, 0, 0))).accepted
+
+
+def test_the_reading_is_another_one_after_each_change(rig: Rig) -> None:
+    identities = [
+        rig.observe(rig.bring(weights, sizes)).identity
+        for weights, sizes in (((75, 25, 0), (3, 1, 0)), ((100, 0, 0), (4, 1, 0)), ((0, 100, 0), (4, 4, 0)))
+    ]
+    assert len(set(identities)) == len(identities)
+
+
+def test_fields_of_others_are_kept(rig: Rig) -> None:
+    status = rig.bring((75, 25, 0))
+    rig.server.edit(
+        rig.carrier, "fraud", {"metadata": {"annotations": {"team": "risk"}, "labels": {"a": "b"}}}
+    )
+    rig.report(rig, status)
+    assert rig.actions(status) == []
+    rig.bring((100, 0, 0), (4, 1, 0))
+    metadata = rig.server.get(rig.carrier, "fraud")["metadata"]
+    assert metadata["annotations"]["team"] == "risk"
+    assert metadata["labels"]["a"] == "b"
+
+
+def test_a_change_by_another_writer_is_put_right_and_its_author_named(rig: Rig) -> None:
+    status = rig.bring((75, 25, 0))
+    before = copy.deepcopy(rig.server.get(rig.carrier, "fraud")["spec"])
+    before = {key: before[key] for key in rig.spoil["spec"]}
+    rig.server.edit(rig.carrier, "fraud", rig.spoil, manager="argocd-controller")
+    reading = rig.observe(status)
+    assert not reading.accepted
+    assert reading.foreign_manager == "argocd-controller"
+    (action,) = rig.write(status)
+    assert isinstance(action, Apply)
+    assert "argocd-controller" in action.drift
+    after = rig.server.get(rig.carrier, "fraud")["spec"]
+    assert {key: after[key] for key in rig.spoil["spec"]} == before
+    rig.report(rig, status)
+    assert rig.observe(status).accepted
+    assert rig.actions(status) == []
+
+
+def test_an_object_of_somebody_else_is_left_alone_and_reported(rig: Rig) -> None:
+    status = rig.bring((75, 25, 0))
+    foreign = {"metadata": {"ownerReferences": None, "labels": {"modelrollout.dev/rollout": "another"}}}
+    rig.server.edit(rig.carrier, "fraud", foreign)
+    before = rig.server.snapshot()
+    assert rig.write(status) == []
+    assert rig.server.snapshot() == before
+    reading = rig.observe(status)
+    assert not reading.accepted
+    assert reading.problem is not None
+    assert reading.problem.startswith("NameTaken: ")
+
+
+def test_no_write_while_the_rollout_is_being_deleted(rig: Rig) -> None:
+    rig.bring((75, 25, 0))
+    rig.rollout["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
+    assert rig.actions(rig.status((100, 0, 0))) == []
+
+
+SHARES = {
+    "nothing": (0, 4),
+    "the smallest step": (1, 4),
+    "a step": (25, 4),
+    "half of one pod": (50, 1),
+    "everything": (100, 4),
+}
+
+
+@pytest.mark.parametrize(("weight", "capacity"), SHARES.values(), ids=SHARES)
+def test_a_split_is_a_share_and_fits_its_pods(rig: Rig, weight: int, capacity: int) -> None:
+    split = router_of(accepted_of(rig.rollout)).split(weight, capacity)
+    assert 0 <= split.share <= 100
+    assert (split.share == 0) == (weight == 0)
+    assert (split.share == 100) == (weight == 100)
+    if split.candidate_pods is not None and split.baseline_pods is not None:
+        pods = split.candidate_pods + split.baseline_pods
+        assert capacity <= pods <= capacity + 1
+        assert split.share == pytest.approx(100 * split.candidate_pods / pods)

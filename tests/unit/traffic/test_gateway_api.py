@@ -1,0 +1,268 @@
+"""HTTPRoutes: who may stand in one, when a gateway has accepted it, and what people read when it has not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from modelrollout.api.status import Status
+from modelrollout.cluster.actions import Action, Delete
+from modelrollout.cluster.kinds import HTTP_ROUTE, SERVICE
+from modelrollout.traffic import RouteReading, route_actions
+from modelrollout.traffic.gateway_api import GatewayApiRouter
+from modelrollout.workloads import workload_actions
+from tests.unit.workloads.manifests import Object, manifest, revision_of, spec_of, status_of, with_version
+from tests.unit.workloads.server import Server
+
+NOW = 1_800_000_000.0
+ROUTER = GatewayApiRouter()
+PARENTS = [
+    {"name": "public", "namespace": "gateways", "sectionName": "https"},
+    {"name": "internal"},
+]
+OLDER = manifest(traffic={"gatewayAPI": {"parentRefs": PARENTS}})
+ROLLOUT = with_version(OLDER, "2")
+A, B = revision_of(OLDER), revision_of(ROLLOUT)
+STEP = status_of(A, B, weights=(90, 10, 0), attempt=2)
+
+
+def cluster(*, a: int, b: int | None = None) -> Server:
+    """Workloads of the first revision, and of the second one if `b` is given, with so many ready pods."""
+    server = Server()
+    for rollout, status in ((OLDER, status_of(A)), *([(ROLLOUT, STEP)] if b is not None else [])):
+        server.run(workload_actions(rollout, spec_of(rollout), status, server.children(), NOW))
+    server.pods(f"fraud-{A}", A, a)
+    server.pods(f"fraud-{B}", B, b or 0)
+    return server
+
+
+def actions(server: Server, status: Status, rollout: Object = ROLLOUT) -> list[Action]:
+    return route_actions(rollout, spec_of(rollout), status, server.children(), NOW)
+
+
+def observe(server: Server, status: Status) -> RouteReading:
+    return ROUTER.observe(ROLLOUT, spec_of(ROLLOUT), status, server.children())
+
+
+def weights(server: Server) -> dict[str, int]:
+    refs = server.get(HTTP_ROUTE, "fraud")["spec"]["rules"][0]["backendRefs"]
+    return {ref["name"].removeprefix("fraud-"): ref["weight"] for ref in refs}
+
+
+def test_there_is_no_route_before_the_first_revision_answers() -> None:
+    server = cluster(a=0)
+    assert actions(server, status_of(A), OLDER) == []
+    assert observe(server, status_of(A)) == RouteReading()
+    server.pods(f"fraud-{A}", A, 1)
+    server.run(actions(server, status_of(A), OLDER))
+    assert weights(server) == {A: 100}
+
+
+def test_a_candidate_stands_in_the_route_only_once_it_answers() -> None:
+    server = cluster(a=2, b=0)
+    server.run(actions(server, STEP))
+    assert weights(server) == {A: 90}
+    server.accept("fraud")
+    assert not observe(server, STEP).accepted, "the committed weights do not stand there"
+    server.pods(f"fraud-{B}", B, 1)
+    server.run(actions(server, STEP))
+    assert weights(server) == {A: 90, B: 10}
+
+
+def test_a_backend_that_lost_its_endpoints_stays_until_the_decision_takes_its_weight() -> None:
+    server = cluster(a=2, b=1)
+    server.run(actions(server, STEP))
+    server.pods(f"fraud-{B}", B, 0)
+    assert actions(server, STEP) == []
+    server.run(actions(server, status_of(A, B, weights=(100, 0, 0))))
+    assert weights(server) == {A: 100}
+
+
+def test_a_route_is_never_left_without_backends() -> None:
+    server = cluster(a=2)
+    server.run(actions(server, status_of(A), OLDER))
+    assert actions(server, status_of(A, B, weights=(0, 100, 0))) == []
+    assert weights(server) == {A: 100}
+
+
+def test_weights_add_up_by_revision_and_zero_stands_nowhere() -> None:
+    server = cluster(a=2, b=1)
+    server.run(actions(server, status_of(B, previous=A, weights=(100, 0, 0))))
+    assert weights(server) == {B: 100}
+
+
+def test_the_route_says_what_the_spec_says() -> None:
+    traffic = {
+        "gatewayAPI": {
+            "parentRefs": PARENTS,
+            "hostnames": ["fraud.example.com"],
+            "matches": [
+                {"path": {"type": "Exact", "value": "/predict"}, "method": "POST"},
+                {"headers": [{"name": "x-team", "value": "risk"}]},
+            ],
+            "port": "grpc",
+        }
+    }
+    ports = [{"name": "http", "port": 80}, {"name": "grpc", "port": 9000, "targetPort": "grpc"}]
+    rollout = manifest(traffic=traffic, service={"ports": ports})
+    revision, server = revision_of(rollout), Server()
+    status = status_of(revision)
+    server.run(workload_actions(rollout, spec_of(rollout), status, server.children(), NOW))
+    server.pods(f"fraud-{revision}", revision, 1)
+    server.run(actions(server, status, rollout))
+    route = server.get(HTTP_ROUTE, "fraud")["spec"]
+    assert route["hostnames"] == ["fraud.example.com"]
+    assert [parent["kind"] for parent in route["parentRefs"]] == ["Gateway", "Gateway"]
+    assert route["parentRefs"][0]["sectionName"] == "https"
+    assert route["rules"][0]["matches"] == [
+        {"path": {"type": "Exact", "value": "/predict"}, "method": "POST"},
+        {
+            "path": {"type": "PathPrefix", "value": "/"},
+            "headers": [{"type": "Exact", "name": "x-team", "value": "risk"}],
+        },
+    ]
+    assert [ref["port"] for ref in route["rules"][0]["backendRefs"]] == [9000]
+    assert actions(server, status, rollout) == []
+
+
+def test_the_port_is_that_of_the_backends_own_revision() -> None:
+    server = cluster(a=2, b=1)
+    moved = copy.deepcopy(ROLLOUT)
+    moved["spec"]["service"]["ports"] = [{"name": "http", "port": 8000}]
+    c = revision_of(moved)
+    status = status_of(A, c, weights=(90, 10, 0), attempt=3)
+    server.run(workload_actions(moved, spec_of(moved), status, server.children(), NOW))
+    server.pods(f"fraud-{c}", c, 1)
+    server.run(actions(server, status, moved))
+    refs = server.get(HTTP_ROUTE, "fraud")["spec"]["rules"][0]["backendRefs"]
+    assert [ref["port"] for ref in refs] == [80, 8000]
+
+
+def parents(*edits: Any) -> list[Object]:
+    """What two parents report, with changes of the second one's conditions."""
+    server = accepted()
+    found: list[Object] = copy.deepcopy(server.get(HTTP_ROUTE, "fraud")["status"]["parents"])
+    for edit in edits:
+        edit(found)
+    return found
+
+
+def accepted() -> Server:
+    server = cluster(a=2, b=1)
+    server.run(actions(server, STEP))
+    server.accept("fraud")
+    return server
+
+
+def _set(index: int, **changes: Any) -> Any:
+    return lambda found: found[1]["conditions"][index].update(changes)
+
+
+NOT_ACCEPTED = {
+    "nobody has answered": (
+        [],
+        "RouteNotAccepted: Gateway gateways/public has not answered: does it exist, does a controller serve it, and "
+        "does a listener allow routes of this namespace?",
+    ),
+    "one parent has not answered": (parents()[:1], "Gateway ml/internal has not answered"),
+    "a parent refuses": (
+        parents(_set(0, status="False", reason="NotAllowedByListeners", message="no")),
+        "RouteNotAccepted: Gateway ml/internal: Accepted is False, NotAllowedByListeners: no",
+    ),
+    "a parent does not find the Service": (
+        parents(_set(1, status="False", reason="BackendNotFound", message="fraud-b")),
+        "ResolvedRefs is False, BackendNotFound: fraud-b",
+    ),
+    "a parent does not know yet": (parents(_set(0, status="Unknown")), "Accepted is Unknown"),
+    "a parent speaks of an older route": (
+        parents(_set(0, observedGeneration=0)),
+        "has not reported Accepted for the present route",
+    ),
+    "a parent leaves ResolvedRefs out": (
+        parents(lambda found: found[1]["conditions"].pop()),
+        "has not reported ResolvedRefs for the present route",
+    ),
+    "another listener of the Gateway answers": (
+        parents(lambda found: found[0]["parentRef"].update(sectionName="http")),
+        "Gateway gateways/public has not answered",
+    ),
+}
+
+
+@pytest.mark.parametrize(("reported", "said"), NOT_ACCEPTED.values(), ids=NOT_ACCEPTED)
+def test_a_route_is_accepted_only_by_all_parents_at_its_present_generation(
+    reported: list[Object], said: str
+) -> None:
+    server = accepted()
+    assert observe(server, STEP).accepted
+    server.get(HTTP_ROUTE, "fraud")["status"]["parents"] = reported
+    reading = observe(server, STEP)
+    assert not reading.accepted
+    assert said in str(reading.problem)
+
+
+def test_a_second_controller_that_refuses_does_not_matter() -> None:
+    server = accepted()
+    found = server.get(HTTP_ROUTE, "fraud")["status"]["parents"]
+    other = copy.deepcopy(found[0])
+    other["conditions"][0]["status"] = "False"
+    found.insert(0, other | {"controllerName": "example.com/another"})
+    assert observe(server, STEP).accepted
+
+
+def test_what_somebody_wrote_into_the_route_is_read_as_it_stands() -> None:
+    server = accepted()
+    refs = [{"name": f"fraud-{B}", "port": 80}, {"name": "other", "port": 80, "weight": 3}]
+    server.edit(HTTP_ROUTE, "fraud", {"spec": {"rules": [{"backendRefs": refs}]}}, manager="kubectl-edit")
+    reading = observe(server, STEP)
+    assert reading.weights == {B: 25, "other": 75}
+    assert reading.foreign_manager == "kubectl-edit"
+
+
+def test_the_route_goes_when_the_ratio_of_pods_takes_over() -> None:
+    server = accepted()
+    rollout = copy.deepcopy(ROLLOUT)
+    rollout["spec"]["traffic"] = {"podRatio": {}}
+    (action,) = actions(server, status_of(A), rollout)
+    assert isinstance(action, Delete)
+    assert (action.kind, action.name) == (HTTP_ROUTE, "fraud")
+
+
+PORTS = {
+    "one port and no name": ([{"port": 80}], None, None),
+    "a port that exists": ([{"name": "a", "port": 1}, {"name": "b", "port": 2}], "b", None),
+    "a port that does not exist": (
+        [{"name": "a", "port": 1}],
+        "c",
+        "traffic.gatewayAPI.port names c, which service.ports does not have: write one of a",
+    ),
+    "several ports and no name": (
+        [{"name": "a", "port": 1}, {"name": "b", "port": 2}],
+        None,
+        "traffic.gatewayAPI.port is missing: write one of a, b",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ports", "port", "said"), PORTS.values(), ids=PORTS)
+def test_the_routed_port_must_be_one_of_the_service(
+    ports: list[Object], port: str | None, said: str | None
+) -> None:
+    gateway = {"parentRefs": PARENTS} | ({"port": port} if port else {})
+    spec = spec_of(manifest(traffic={"gatewayAPI": gateway}, service={"ports": ports}))
+    assert [problem.message for problem in ROUTER.validate(spec)] == ([said] if said else [])
+
+
+def test_a_service_is_not_deleted_while_the_route_names_it() -> None:
+    server = accepted()
+    gone = status_of(A, weights=(100, 0, 0), attempt=2)
+    kept = workload_actions(ROLLOUT, spec_of(ROLLOUT), gone, server.children(), NOW)
+    assert kept == []
+    server.run(actions(server, gone))
+    deleted = workload_actions(ROLLOUT, spec_of(ROLLOUT), gone, server.children(), NOW)
+    assert [(action.kind.kind, action.name) for action in deleted if isinstance(action, Delete)] == [
+        ("Deployment", f"fraud-{B}"),
+        (SERVICE.kind, f"fraud-{B}"),
+    ]
