@@ -76,6 +76,6 @@ def render(helm: Helm) -> Render:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A real API server with its controllers. No node: nothing here needs a pod to run."""
-    with Lab(tmp_path_factory.mktemp("lab"), prometheus=False, gateway=False, node=False) as running:
+    """A real API server with its controllers, and a node that only says that pods are ready."""
+    with Lab(tmp_path_factory.mktemp("lab"), prometheus=False, gateway=False, crowd=True) as running:
         yield running

@@ -15,20 +15,20 @@ from modelrollout.decision.types import Timing
 from tests.chart.conftest import CHART, Helm, Object, Render
 from tests.chart.values import BASIC, EVERYTHING, SERVER, SETS, TOKEN
 
-READ = {"get", "list", "watch"}
-OWN = READ | {"create", "patch", "delete"}
+SEE = {"list", "watch"}
+OWN = SEE | {"get", "create", "patch", "delete"}
 
 # All that the operator may do in a namespace that it serves. A right that is added here is one that an intruder gains.
 RIGHTS = {
-    ("modelrollout.dev", "modelrollouts"): READ,
+    ("modelrollout.dev", "modelrollouts"): SEE,
     ("modelrollout.dev", "modelrollouts/status"): {"update"},
     ("modelrollout.dev", "modelrollouts/finalizers"): {"update"},
     ("apps", "deployments"): OWN,
     ("apps", "controllerrevisions"): OWN,
     ("", "services"): OWN,
     ("gateway.networking.k8s.io", "httproutes"): OWN,
-    ("", "pods"): READ,
-    ("discovery.k8s.io", "endpointslices"): READ,
+    ("", "pods"): SEE,
+    ("discovery.k8s.io", "endpointslices"): SEE,
     ("autoscaling", "horizontalpodautoscalers"): {"list"},
     ("events.k8s.io", "events"): {"create", "patch"},
 }

@@ -94,7 +94,7 @@ owns revisions (ControllerRevisions), their Deployments and Services, and routes
 {{- define "modelrollout.rules" -}}
 - apiGroups: [modelrollout.dev]
   resources: [modelrollouts]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [modelrollout.dev]
   resources: [modelrollouts/status]
   verbs: [update]
@@ -113,10 +113,10 @@ owns revisions (ControllerRevisions), their Deployments and Services, and routes
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # An autoscaler of somebody else's that would scale our Deployments is told of, not fought.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
