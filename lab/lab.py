@@ -279,6 +279,13 @@ class Lab:
         """The proxy's listener for the Gateway `public` in namespace `gateways`."""
         return self._url("gateway", self._own_gateway_url())
 
+    @property
+    def gateway(self) -> Gateway:
+        """The gateway itself, for tests that break it. Raises LabError where another process runs it, or none does."""
+        if self._gateway is None:
+            raise LabError("this process runs no gateway of its own")
+        return self._gateway
+
     def _own_gateway_url(self) -> str | None:
         return f"http://127.0.0.1:{self._gateway.port}" if self._gateway is not None else None
 
@@ -309,11 +316,13 @@ class Lab:
     def start_apiserver(self) -> None:
         """Start the API server again and wait until it is ready."""
         self._plane.start_apiserver()
+        self._write_state()
 
     def restart_etcd(self) -> None:
         """Stop etcd and start it again with the same data."""
         self._plane.etcd.stop()
         self._plane.etcd.start()
+        self._write_state()
 
     def stop_prometheus(self) -> None:
         self._own_monitoring.stop()
@@ -321,6 +330,7 @@ class Lab:
     def start_prometheus(self) -> None:
         self._own_monitoring.start()
         self._own_monitoring.wait_ready()
+        self._write_state()
 
     def prometheus_targets(self) -> list[dict[str, Any]]:
         """Prometheus' active targets: labels, health, lastError."""
