@@ -53,6 +53,9 @@ _CONTROLLERS = (
     "statefulset-controller",
 )
 
+# What the lab's gateway serves. The other CRDs would cost a second of the API server's start for nobody.
+_SERVED_KINDS = {"gatewayclasses", "gateways", "httproutes", "referencegrants"}
+
 # The end of every request, without bodies. Probes of the API server's own health would only be noise.
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
@@ -250,8 +253,9 @@ def _write_secret(file: Path, content: Object) -> None:
 
 
 def install_crds(client: KubeClient, folder: Path, *, timeout: float = 30.0) -> list[str]:
-    """Create the manifests of a folder that are missing and wait until their CRDs are established; the names of those that were missing."""
-    manifests = [item for file in sorted(folder.glob("*.yaml")) for item in _documents(file)]
+    """Create the Gateway API's CRDs that are missing and wait until they are established; the names of those."""
+    files = [file for file in sorted(folder.glob("*.yaml")) if file.stem.rpartition("_")[2] in _SERVED_KINDS]
+    manifests = [item for file in files for item in _documents(file)]
     missing = [item for item in manifests if client.find(client.object_path(item)) is None]
     for item in missing:
         client.create(client.object_path(item).rpartition("/")[0], item)

@@ -7,7 +7,7 @@ Its settings are environment variables, as a container's are:
 
     PORT                    where to listen on 127.0.0.1
     MODEL_NAME, MODEL_VERSION
-    VARIANT                 one of VARIANTS (default good)
+    VARIANT                 one of VARIANTS (default: what MODEL_URI ends with, else good)
     VARIANT_AFTER_SECONDS   serve faultlessly as `better` for that long first (a late regression)
     ERROR_RATE              share of 500s of the variant errors (default 0.10)
     SLOW_RATE, SLOW_SECONDS share and length of the tail of the variant slow (default 0.05 and 0.4)
@@ -84,7 +84,8 @@ class Settings:
             except ValueError:
                 raise ValueError(f"{name} must be a number, not {environment[name]!r}.") from None
 
-        variant = environment.get("VARIANT", "good")
+        # MODEL_URI is what a release changes; VARIANT is for tests that need another behaviour of the same model.
+        variant = environment.get("VARIANT") or _named_in(environment.get("MODEL_URI", ""))
         if variant not in VARIANTS:
             raise ValueError(f"VARIANT must be one of {', '.join(sorted(VARIANTS))}, not {variant!r}.")
         return cls(
@@ -244,6 +245,11 @@ class Model:
             return _refuse(400, f"The variant must be one of {', '.join(sorted(VARIANTS - {'crash'}))}.")
         self._chosen = name
         return Answer(200, b"{}")
+
+
+def _named_in(uri: str) -> str:
+    name = uri.rpartition("/")[2]
+    return name if name in VARIANTS else "good"
 
 
 def _refuse(code: int, sentence: str) -> Answer:

@@ -1,15 +1,382 @@
-"""Placeholder until the sampler is there."""
+"""From Prometheus to a judgement: which pods are compared, when the next look is due, and what the evidence says.
+
+The statistics are in `evidence`, the reading of samples in `telemetry`; here they meet the rollout's phase, its pods and the
+clock. Looks happen at the pace of `analysis.interval`; a round in between judges the same evidence again.
+"""
 
 from __future__ import annotations
-from typing import Any
-from ..decision.types import Judgement
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ..api.conditions import Reason
+from ..api.spec import Metric, Spec
+from ..api.status import Forecast, Phase, RevisionStatus, Status
+from ..cluster.kinds import Object
+from ..decision.types import Data, GuardrailReading, Judgement
+from ..evidence import split as splits
+from ..evidence.cuts import choose_cuts
+from ..evidence.engine import assess, begin, consume, load, raise_weight
+from ..evidence.phi import estimate
+from ..evidence.plan import Margin, MetricTest, Plan
+from ..evidence.poll import Arm, Poll
+from ..evidence.state import State
+from ..planning.preview import Past, preview
+from ..telemetry.history import PastPoll, read_history
+from ..telemetry.queries import Queries, build_queries, check_queries
+from ..telemetry.sampler import Pace, Sample, Scope, next_poll, sample
+from ..telemetry.servers import Server, ServerSettings
+from ..telemetry.sides import Pod, Side, Sides
+from ..workloads import Children, Problem
+from ..workloads.children import child_name
+from .memory import Memory
+
+COMPARED = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING)
+_AWAY = (Data.UNAVAILABLE, Data.NOT_SCRAPED)
+
+
+def query_problem(rollout: Object, spec: Spec, servers: Mapping[str, ServerSettings]) -> Problem | None:
+    """What is wrong with a selector or query of the spec; None if nothing is."""
+    for field, problem in check_queries(spec.analysis):
+        return Problem(Reason.INVALID_QUERY, f"{field}: {problem}")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One comparison in one round."""
+
+    spec: Spec
+    status: Status
+    plan: Plan
+    baseline: RevisionStatus
+    candidate: RevisionStatus
+    weight: int  # of the candidate, in percent
+    scope: Scope
+    pace: Pace
+    server: Server
+    now: float
+
+    def queries(self, state: State) -> Queries:
+        """What is asked, with the latency bounds chosen so far."""
+        cuts = {name: metric.cuts for name, metric in state.metrics.items()}
+        return build_queries(self.spec.analysis, cuts)
 
 
 class Judge:
-    def __init__(self, servers: Any) -> None: ...
-    async def judge(self, *a: Any) -> Judgement:
-        return Judgement()
+    """Judges all rollouts; it keeps nothing but connections."""
+
+    def __init__(self, servers: Mapping[str, Server]) -> None:
+        self._servers = servers
+
+    async def judge(
+        self,
+        rollout: Object,
+        spec: Spec,
+        status: Status,
+        children: Children,
+        memory: Memory,
+        now: float,
+    ) -> Judgement:
+        """What the metrics say now; it looks at Prometheus if a look is due. Never raises for what Prometheus does."""
+        case = self._case(rollout, spec, status, children, memory, now)
+        if case is None:
+            memory.rest()
+            return Judgement()
+        state = self._state(case, memory)
+        forecast = None
+        if now >= memory.next_poll:
+            if state.consumed is None:
+                state, forecast = await self._prepare(case, state, memory)
+            state = await self._look(case, state, memory)
+        if state.raised_at is None and case.weight > 0:
+            state = raise_weight(state, case.weight, now)
+        memory.state = state
+        assessment = assess(case.plan, state, weight=case.weight, rate=memory.judged.rate)
+        return replace(memory.judged, assessment=assessment, state=state, forecast=forecast)
+
+    def _case(
+        self,
+        rollout: Object,
+        spec: Spec,
+        status: Status,
+        children: Children,
+        memory: Memory,
+        now: float,
+    ) -> _Case | None:
+        analysis = spec.analysis
+        server = self._servers.get(analysis.prometheus)
+        watching = status.phase == Phase.WATCHING
+        baseline = status.previous if watching else status.stable
+        candidate = status.stable if watching else status.candidate
+        if analysis.mode == "Off" or server is None or status.phase not in COMPARED:
+            return None
+        if baseline is None or candidate is None:
+            return None
+        sides = Sides(
+            baseline=_side(rollout, baseline, children, memory),
+            candidate=_side(rollout, candidate, children, memory),
+            label=server.settings.pod_label if analysis.arms.label == "pod" else analysis.arms.label,
+        )
+        metadata = rollout["metadata"]
+        return _Case(
+            spec=spec,
+            status=status,
+            plan=_plan(spec, status.attempt, baseline.revision, candidate.revision),
+            baseline=baseline,
+            candidate=candidate,
+            weight=status.weights.stable if watching else status.weights.candidate,
+            scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
+            pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
+            server=server,
+            now=now,
+        )
+
+    def _state(self, case: _Case, memory: Memory) -> State:
+        """The evidence so far: from memory, else as committed; edits of the spec applied."""
+        if memory.attempt != case.status.attempt:
+            memory.begin_attempt(case.status.attempt)
+        known = memory.state
+        if known is None and case.status.evidence:
+            known = load(case.status.evidence)
+        return begin(case.plan, known)
+
+    async def _prepare(self, case: _Case, state: State, memory: Memory) -> tuple[State, Forecast | None]:
+        """Before the first poll: latency bounds, clustering of errors, and the forecast, from the baseline's past."""
+        first = await sample(
+            case.server, case.queries(state), case.scope, case.pace, since=None, now=case.now
+        )
+        self._note(case, first, memory)
+        if first.cut is None:
+            memory.next_poll = case.now + case.spec.analysis.interval
+            return state, None
+        state = self._with_cuts(case, state, first, memory)
+        queries = case.queries(state)
+        history = await read_history(case.server, queries, case.scope, case.pace, until=first.cut)
+        top = max((step.weight for step in case.status.plan), default=50)
+        split = {name: _as_rollout(past, top, _slo_at(state, name)) for name, past in history.metrics.items()}
+        phi = {}
+        for name, halves in split.items():
+            found = estimate(halves)
+            phi[name] = found.phi
+            if found.note:
+                memory.notes[name] = found.note
+        state = replace(begin(case.plan, state, phi=phi), consumed=first.cut)
+        past = _past(history.metrics, queries, state, phi)
+        forecast = (
+            preview(case.spec, case.status.plan, case.plan, past) if past and case.status.plan else None
+        )
+        return state, forecast
+
+    async def _look(self, case: _Case, state: State, memory: Memory) -> State:
+        if state.consumed is None:
+            return state
+        queries = case.queries(state)
+        found = await sample(case.server, queries, case.scope, case.pace, since=state.consumed, now=case.now)
+        if found.data is not Data.NONE:
+            self._note(case, found, memory)
+            state = self._with_cuts(case, state, found, memory)
+        polls = found.polls
+        if _emergency(case):
+            polls = tuple(Poll(poll.start, poll.end, {}) for poll in polls)
+        state = consume(case.plan, state, polls)
+        self._watch_split(case, queries, state, polls, memory)
+        pause = case.spec.analysis.interval
+        if found.behind:
+            memory.next_poll = case.now
+        elif found.data in _AWAY and not polls:
+            memory.next_poll = case.now + pause
+        else:
+            due = next_poll(state.consumed, case.pace, case.now)
+            memory.next_poll = min(max(due, case.now + 0.05), case.now + 2 * pause)
+        return state
+
+    def _with_cuts(self, case: _Case, state: State, found: Sample, memory: Memory) -> State:
+        """The state with latency bounds chosen, for metrics that have none yet."""
+        cuts = {}
+        for metric in case.spec.analysis.metrics:
+            buckets = found.past_buckets.get(metric.name)
+            if metric.latency is None or not buckets:
+                continue
+            cuts[metric.name], _, note = choose_cuts(buckets, metric.latency.slo)
+            if note:
+                memory.notes[metric.name] = note
+        return begin(case.plan, state, cuts=cuts) if cuts else state
+
+    def _note(self, case: _Case, found: Sample, memory: Memory) -> None:
+        """Remember what a look said, apart from its polls."""
+        before, status = memory.judged, case.status
+        away = found.data in _AWAY
+        since = before.outage_since if before.outage_since is not None else status.outage_since
+        failed = max(before.failed_polls, status.failed_polls)
+        memory.judged = Judgement(
+            data=found.data,
+            problem=found.problem,
+            polled_at=case.now,
+            failed_polls=failed + 1 if away else 0,
+            outage_since=(case.now if since is None else since) if away else None,
+            guardrails=tuple(_readings(case.spec, found, before)),
+            split_off=before.split_off,
+            rate=found.rate if found.rate else before.rate,
+            notes={**memory.notes, **found.notes},
+        )
+
+    def _watch_split(
+        self, case: _Case, queries: Queries, state: State, polls: tuple[Poll, ...], memory: Memory
+    ) -> None:
+        """Whether requests follow the weight; only polls that lie wholly at one weight can tell."""
+        if memory.weight != case.weight:
+            memory.weight, memory.weight_since = case.weight, case.now
+        name = queries.traffic
+        metric = state.metrics.get(name or "")
+        if case.spec.traffic.router == "podRatio" or metric is None:
+            return
+        for poll in polls:
+            found = poll.metrics.get(name or "")
+            if found is None or found.partial or poll.start < memory.weight_since + case.pace.scrape_interval:
+                continue
+            memory.split = splits.observe(
+                memory.split,
+                weight=case.weight,
+                candidate=sum(arm.n for arm in found.candidate_pods.values()),
+                baseline=found.baseline.n,
+                phi=metric.phi,
+            )
+        split, off = memory.split, None
+        if split.off and split.observed is not None:
+            off = f"observed {100 * split.observed:.1f} % of requests, configured {case.weight} %"
+        memory.judged = replace(memory.judged, split_off=off)
 
 
-def query_problem(*a: Any) -> None:
-    return None
+def _side(rollout: Object, role: RevisionStatus, children: Children, memory: Memory) -> Side:
+    """The pods of a revision, with the time since when their samples count."""
+    pods = {}
+    for pod in children.pods.values():
+        if pod.revision != role.revision:
+            continue
+        if pod.ready_since is not None:
+            memory.first_ready.setdefault(pod.uid, pod.ready_since)
+        started = [when for _, when in pod.container_started]
+        pods[pod.name] = Pod(
+            pod.name,
+            ready_since=memory.first_ready.get(pod.uid),
+            started=min(started, default=None),
+            restarted=max(started, default=None),
+            ready=pod.ready,
+        )
+    return Side(pods, workload=child_name(rollout, role.revision))
+
+
+def _plan(spec: Spec, attempt: int, baseline: str, candidate: str) -> Plan:
+    """The test that the spec asks for."""
+    analysis = spec.analysis
+    tests = [_test(spec, metric) for metric in analysis.metrics if metric.guardrail is None]
+    return Plan(
+        metrics=tuple(tests),
+        false_rollback=analysis.false_rollback,
+        false_promotion=analysis.false_promotion,
+        attempt=attempt,
+        baseline=baseline,
+        candidate=candidate,
+        settle=analysis.settle,
+        interval=analysis.interval,
+    )
+
+
+def _test(spec: Spec, metric: Metric) -> MetricTest:
+    margins, kind = metric.margins, metric.kind
+    assert kind != "guardrail"
+    # Whatever changes what is measured makes another test: the selectors, the server, the way to tell pods apart.
+    source = getattr(metric, kind).to_wire()
+    where = [spec.analysis.prometheus, spec.analysis.arms.label]
+    return MetricTest(
+        name=metric.name,
+        kind=kind,
+        harm=Margin(margins.harm_ratio, margins.harm_absolute),
+        accept=Margin(margins.accept_ratio, margins.accept_absolute),
+        weight=float(metric.weight),
+        gating=metric.gating,
+        selectors=json.dumps([source, where], sort_keys=True),
+        slo=metric.latency.slo if metric.latency else None,
+    )
+
+
+def _emergency(case: _Case) -> bool:
+    """Whether one side carries everything because the other has no ready pod (S1): such polls are no evidence."""
+    weights = case.status.weights
+    if case.status.phase == Phase.WATCHING:
+        return weights.previous == 100
+    return weights.stable == 0 and weights.candidate == 100
+
+
+def _readings(spec: Spec, found: Sample, before: Judgement) -> list[GuardrailReading]:
+    """The guardrails' readings, with breaches in a row; no reading neither breaches nor clears."""
+    counted = {reading.name: reading.breaches for reading in before.guardrails}
+    readings = []
+    for metric in spec.analysis.metrics:
+        guardrail = metric.guardrail
+        if guardrail is None:
+            continue
+        low, high = guardrail.min, guardrail.max
+        bounds = [
+            text for text in (low is not None and f"≥ {low:g}", high is not None and f"≤ {high:g}") if text
+        ]
+        value, breaches = found.guardrails.get(metric.name), counted.get(metric.name, 0)
+        if value is not None:
+            outside = (low is not None and value < low) or (high is not None and value > high)
+            breaches = breaches + 1 if outside else 0
+        readings.append(
+            GuardrailReading(
+                name=metric.name,
+                value=value,
+                bound=" and ".join(bounds),
+                breaches=breaches,
+                breached=breaches >= guardrail.failures,
+                gating=metric.gating,
+                message=found.notes.get(metric.name, ""),
+            )
+        )
+    return readings
+
+
+def _slo_at(state: State, name: str) -> int:
+    metric = state.metrics.get(name)
+    return metric.slo if metric else 0
+
+
+def _as_rollout(past: tuple[PastPoll, ...], weight: int, cut: int) -> list[tuple[float, float, float, float]]:
+    """Past polls (n_c, x_c, n_s, x_s) of the baseline's pods, split as the rollout will split them."""
+    pods = sorted({pod for poll in past for pod in poll.pods})
+    if len(pods) < 2:
+        return []
+    chosen = set(pods[: max(1, min(len(pods) // 2, round(len(pods) * weight / 100)))])
+    polls = []
+    for poll in past:
+        sides = [[0.0, 0.0], [0.0, 0.0]]
+        for pod, arm in poll.pods.items():
+            side = sides[pod not in chosen]
+            side[0] += arm.n
+            side[1] += _bad(arm, cut)
+        polls.append((*sides[0], *sides[1]))
+    return polls  # type: ignore[return-value]
+
+
+def _bad(arm: Arm, cut: int) -> float:
+    return arm.x[cut] if cut < len(arm.x) else 0.0
+
+
+def _past(
+    metrics: Mapping[str, tuple[PastPoll, ...]], queries: Queries, state: State, phi: Mapping[str, float]
+) -> Past | None:
+    """What was measured of the baseline; None if there is nothing to forecast from."""
+    shares: dict[str, float] = {}
+    rate = 0.0
+    for name, polls in metrics.items():
+        requests = sum(arm.n for poll in polls for arm in poll.pods.values())
+        bad = sum(_bad(arm, _slo_at(state, name)) for poll in polls for arm in poll.pods.values())
+        if requests > 0:
+            shares[name] = bad / requests
+        if name == queries.traffic and polls:
+            rate = requests / (polls[-1].end - polls[0].start)
+    return Past(rate, shares, phi) if rate > 0 else None

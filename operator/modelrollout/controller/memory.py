@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..cluster.store import Key
 from ..decision.types import Judgement
+from ..evidence.split import Split
 from ..evidence.state import State
 from ..workloads import Problem
 
@@ -34,12 +34,27 @@ class Memory:
     attempt: int = 0  # that the evidence belongs to
     next_poll: float = 0.0
     committed_at: float = 0.0
-    committed: dict[str, Any] = field(default_factory=dict)  # wire form of the status as committed
     checked: Checked | None = None
     routed: tuple[str, float] | None = None  # identity of the route, and since when it stands accepted
     reverts: deque[float] = field(default_factory=lambda: deque(maxlen=CONTESTED))
     reverted_by: str = ""
     first_ready: dict[str, float] = field(default_factory=dict)  # pod uid → when it was first ready
+    split: Split = field(default_factory=Split)  # requests of the last polls, by side
+    weight: int = 0  # of the candidate …
+    weight_since: float = 0.0  # … and since when it is that
+    notes: dict[str, str] = field(default_factory=dict)  # by metric: what a person should know of it
+
+    def begin_attempt(self, attempt: int) -> None:
+        """Evidence belongs to one attempt."""
+        self.rest()
+        self.attempt = attempt
+
+    def rest(self) -> None:
+        """Nothing is compared."""
+        self.judged, self.state, self.attempt = Judgement(), None, 0
+        self.next_poll, self.split, self.weight = 0.0, Split(), 0
+        self.notes.clear()
+        self.first_ready.clear()
 
     def note_revert(self, by: str, now: float) -> None:
         """Somebody changed the route, and we put it right."""
