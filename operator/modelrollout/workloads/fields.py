@@ -51,6 +51,7 @@ _SUFFIXES: Mapping[str, Decimal] = {
 }
 _IDENTITY = frozenset({"apiVersion", "kind"})
 _IDENTITY_METADATA = frozenset({"name", "namespace", "uid", "resourceVersion"})
+_NOTHING: Mapping[str, Any] = {".": {}}  # owned fields of a map of which nothing is owned
 _TEMPLATE: Path = ("f:spec", "f:template")
 
 
@@ -81,8 +82,8 @@ def drift(desired: Mapping[str, Any], live: Mapping[str, Any]) -> str:
     said = []
     for path in _lost(desired, own, ()):
         managers = _managers(entries, path)
-        if managers or not _is_new(desired, live, path):
-            said.append(f"{spell(path)} (by {', '.join(managers) or 'somebody unknown'})")
+        if managers:
+            said.append(f"{spell(path)} (by {', '.join(managers)})")
     return ", ".join(said)
 
 
@@ -153,18 +154,6 @@ def _holds(node: Mapping[str, Any], path: Path) -> bool:
     return True
 
 
-def _is_new(desired: Mapping[str, Any], live: Mapping[str, Any], path: Path) -> bool:
-    """Whether a field is one that we never set before, so that nobody took it from us."""
-    have: Any = live
-    for element in path:
-        kind, _, rest = element.partition(":")
-        if kind == "f" and isinstance(have, dict):
-            have = have.get(rest)
-        elif kind == "k" and isinstance(have, list):
-            have = next((item for item in have if _has_keys(item, json.loads(rest))), None)
-    return have is None
-
-
 def _lost(want: Any, own: Mapping[str, Any], path: Path) -> Iterator[Path]:
     """Fields that we want and do not own. The server counts empty values too, even those that it does not store."""
     if not own:
@@ -173,18 +162,21 @@ def _lost(want: Any, own: Mapping[str, Any], path: Path) -> Iterator[Path]:
         for key, item in want.items():
             if _is_identity(path, key) or item is None:
                 continue
-            below = own.get(f"f:{key}")
+            element = f"f:{key}"
+            below = own.get(element)
+            if below is None and isinstance(item, dict) and item and element not in _WHOLE:
+                below = _NOTHING
             if below is None:
-                yield (*path, f"f:{key}")
+                yield (*path, element)
             else:
-                yield from _lost(item, below, (*path, f"f:{key}"))
+                yield from _lost(item, below, (*path, element))
     elif isinstance(want, list):
         for item in want:
-            element = _element_in(own, item)
-            if element is None:
+            found = _element_in(own, item)
+            if found is None:
                 yield (*path, _element_of(item, path))
             else:
-                yield from _lost(item, own[element], (*path, element))
+                yield from _lost(item, own[found], (*path, found))
 
 
 def _surplus(want: Any, own: Mapping[str, Any], path: Path) -> Iterator[Path]:

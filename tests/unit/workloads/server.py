@@ -28,7 +28,7 @@ _KEYS = {
     "volumeMounts": ("mountPath",),
     "ownerReferences": ("uid",),
 }
-_WHOLE = {"selector", "nodeSelector"}
+_WHOLE = {"selector", "nodeSelector", "data"}
 _SYSTEM = {"uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "name", "namespace"}
 
 

@@ -1,0 +1,306 @@
+"""What is written for a committed status, in which order, and what never is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from modelrollout.api.conditions import Reason
+from modelrollout.api.status import Status
+from modelrollout.cluster.actions import Action, Apply, Create, Delete, JsonPatch
+from modelrollout.cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, kind_of
+from modelrollout.workloads import name_problems, workload_actions
+from tests.unit.workloads.manifests import (
+    RICH,
+    Object,
+    accepted_of,
+    manifest,
+    revision_of,
+    spec_of,
+    status_of,
+    with_version,
+)
+from tests.unit.workloads.server import Server
+
+NOW = 1_800_000_000.0
+# With a router, the Service for callers is pinned all the time; test_pod_ratio.py has the other case.
+FIRST = manifest(RICH, traffic={"gatewayAPI": {"parentRefs": [{"name": "public"}]}})
+SECOND = with_version(FIRST, "2")
+THIRD = with_version(FIRST, "3")
+A, B, C = (revision_of(rollout) for rollout in (FIRST, SECOND, THIRD))
+NAMES = {A: "A", B: "B", C: "C"}
+
+
+def plan(server: Server, status: Status, rollout: Object = SECOND, *, template: bool = True) -> list[Action]:
+    spec = spec_of(rollout) if template else accepted_of(rollout)
+    return workload_actions(rollout, spec, status, server.children(), NOW)
+
+
+def told(actions: list[Action]) -> list[str]:
+    """ "create Deployment fraud-A", for comparison."""
+    lines = []
+    for action in actions:
+        if isinstance(action, Apply | Create):
+            kind, name = kind_of(action.obj).kind, action.obj["metadata"]["name"]
+        else:
+            kind, name = action.kind.kind, action.name
+        for revision, letter in NAMES.items():
+            name = name.replace(revision, letter)
+        lines.append(f"{type(action).__name__.lower()} {kind} {name}")
+    return lines
+
+
+def serving() -> Server:
+    """The first revision serves."""
+    server = Server()
+    server.run(plan(server, status_of(A), FIRST))
+    assert plan(server, status_of(A), FIRST) == []
+    return server
+
+
+STEP = status_of(A, B, weights=(90, 10, 0), attempt=2)
+
+
+def comparing() -> Server:
+    """The first revision serves, the second one is tried."""
+    server = serving()
+    server.run(plan(server, STEP))
+    assert plan(server, STEP, template=False) == []
+    return server
+
+
+def test_the_first_deployment_makes_record_service_deployment_and_the_service_for_callers() -> None:
+    assert told(plan(Server(), status_of(A), FIRST)) == [
+        "create ControllerRevision fraud-A",
+        "create Service fraud-A",
+        "create Deployment fraud-A",
+        "create Service fraud",
+    ]
+
+
+def test_nothing_is_written_before_a_revision_is_known_and_none_after_deletion() -> None:
+    server = comparing()
+    assert plan(server, Status()) == []
+    going = copy.deepcopy(SECOND)
+    going["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
+    assert plan(server, status_of(A), going) == []
+
+
+def test_a_paused_start_creates_nothing() -> None:
+    paused = status_of(A, B, sizes=(2, 0, 0), attempt=2)
+    assert plan(serving(), paused) == []
+
+
+def test_what_grows_comes_before_what_shrinks() -> None:
+    server = comparing()
+    promoted = status_of(B, previous=A, sizes=(2, 0, 1), attempt=2)
+    assert told(plan(server, promoted)) == [
+        "apply Deployment fraud-B",
+        "apply Service fraud",
+        "apply Deployment fraud-A",
+    ]
+
+
+def test_a_promotion_points_callers_at_the_new_stable_revision() -> None:
+    server = comparing()
+    server.run(plan(server, status_of(B, previous=A, attempt=2)))
+    assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == B
+
+
+def test_a_retired_revision_keeps_its_pods_until_its_time_is_over() -> None:
+    server = comparing()
+    server.run(plan(server, status_of(A, retiring=((B, NOW + 1, 1),), attempt=2)))
+    assert server.get(DEPLOYMENT, f"fraud-{B}")["spec"]["replicas"] == 1
+    assert told(plan(server, status_of(A, retiring=((B, NOW, 1),), attempt=2))) == [
+        "delete Deployment fraud-B",
+        "delete Service fraud-B",
+    ]
+
+
+def test_a_deletion_is_of_exactly_what_was_seen() -> None:
+    server = comparing()
+    live = server.get(DEPLOYMENT, f"fraud-{B}")
+    action = plan(server, status_of(A, attempt=2))[0]
+    assert isinstance(action, Delete)
+    assert (action.uid, action.resource_version) == (
+        live["metadata"]["uid"],
+        live["metadata"]["resourceVersion"],
+    )
+
+
+def test_a_service_goes_only_after_the_callers_are_pointed_elsewhere() -> None:
+    server = comparing()
+    server.run(plan(server, status_of(B, previous=A, attempt=2)))
+    back = plan(server, status_of(A, attempt=2))
+    assert told(back)[-1] == "apply Service fraud"
+    assert not any(isinstance(action, Delete) for action in back)
+    server.run(back)
+    assert "delete Service fraud-B" in told(plan(server, status_of(A, attempt=2)))
+
+
+def test_children_are_made_from_the_record_and_not_from_the_spec() -> None:
+    server = comparing()
+    newer = with_version(SECOND, "9")
+    assert plan(server, STEP, newer) == []
+    server.edit(DEPLOYMENT, f"fraud-{A}", {"spec": {"replicas": 9}})
+    server.run(plan(server, STEP, newer))
+    env = server.get(DEPLOYMENT, f"fraud-{A}")["spec"]["template"]["spec"]["containers"][1]["env"]
+    assert {"name": "MODEL_VERSION", "value": "1"} in env
+
+
+def test_a_record_that_is_gone_is_made_again_only_from_a_spec_that_names_it() -> None:
+    server = comparing()
+    for revision in (A, B):
+        record = server.get(CONTROLLER_REVISION, f"fraud-{revision}")
+        server.run([delete_of(record)])
+    assert "create ControllerRevision fraud-B" in told(server.run(plan(server, STEP)))
+    assert plan(server, STEP) == []
+    assert set(server.children().controller_revisions) == {f"fraud-{B}"}
+
+
+def test_without_a_record_what_runs_goes_on_and_can_be_scaled() -> None:
+    server = comparing()
+    server.run([delete_of(server.get(CONTROLLER_REVISION, f"fraud-{A}"))])
+    before = copy.deepcopy(server.get(DEPLOYMENT, f"fraud-{A}")["spec"]["template"])
+    server.run(plan(server, status_of(A, B, sizes=(5, 1, 0), weights=(90, 10, 0), attempt=2)))
+    after = server.get(DEPLOYMENT, f"fraud-{A}")["spec"]
+    assert after["replicas"] == 5
+    assert after["template"] == before
+
+
+def test_a_retry_moves_the_record_to_the_new_attempt() -> None:
+    server = comparing()
+    assert server.get(CONTROLLER_REVISION, f"fraud-{B}")["revision"] == 2
+    server.run(plan(server, status_of(A, B, weights=(90, 10, 0), attempt=5), template=False))
+    assert server.get(CONTROLLER_REVISION, f"fraud-{B}")["revision"] == 5
+    assert server.get(CONTROLLER_REVISION, f"fraud-{A}")["revision"] == 1
+
+
+LIMITS = {"none": (0, {"C"}), "one": (1, {"B", "C"}), "enough": (10, {"A", "B", "C"})}
+
+
+@pytest.mark.parametrize(("limit", "kept"), LIMITS.values(), ids=LIMITS)
+def test_records_beyond_the_limit_go_and_those_in_use_stay(limit: int, kept: set[str]) -> None:
+    server = comparing()
+    rollout = copy.deepcopy(THIRD)
+    rollout["spec"]["revisionHistoryLimit"] = limit
+    server.run(plan(server, status_of(A, C, attempt=3), rollout))
+    for _ in range(5):
+        server.run(plan(server, status_of(C, attempt=3), rollout))
+    assert plan(server, status_of(C, attempt=3), rollout) == []
+    left = server.children().controller_revisions
+    assert {NAMES[name.removeprefix("fraud-")] for name in left} == kept
+
+
+def test_another_name_of_the_service_for_callers_replaces_the_old_one() -> None:
+    server = serving()
+    rollout = copy.deepcopy(FIRST)
+    rollout["spec"]["service"]["name"] = "scores"
+    assert told(server.run(plan(server, status_of(A), rollout))) == ["create Service scores"]
+    assert told(server.run(plan(server, status_of(A), rollout))) == ["delete Service fraud"]
+    assert plan(server, status_of(A), rollout) == []
+
+
+def delete_of(obj: Object) -> Delete:
+    metadata = obj["metadata"]
+    return Delete(
+        kind_of(obj),
+        metadata["namespace"],
+        metadata["name"],
+        metadata["uid"],
+        metadata["resourceVersion"],
+        "test",
+    )
+
+
+OWNERS: dict[str, tuple[Any, str | None]] = {
+    "no controller, but our label: it is ours": (None, "Apply"),
+    "a ModelRollout of our name that no longer exists": (
+        [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x"},
+            {
+                "apiVersion": "modelrollout.dev/v1alpha1",
+                "kind": "ModelRollout",
+                "name": "fraud",
+                "uid": "before",
+                "controller": True,
+            },
+        ],
+        "JsonPatch",
+    ),
+    "another ModelRollout": (
+        [
+            {
+                "apiVersion": "modelrollout.dev/v1alpha1",
+                "kind": "ModelRollout",
+                "name": "other",
+                "uid": "o",
+                "controller": True,
+            }
+        ],
+        None,
+    ),
+    "another kind of controller": (
+        [{"apiVersion": "apps/v1", "kind": "ModelRollout", "name": "fraud", "uid": "o", "controller": True}],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("owners", "expected"), OWNERS.values(), ids=OWNERS)
+def test_only_what_was_ours_is_taken_back(owners: Any, expected: str | None) -> None:
+    server, name = serving(), f"fraud-{A}"
+    server.edit(DEPLOYMENT, name, {"metadata": {"ownerReferences": owners}})
+    actions = plan(server, status_of(A), FIRST)
+    assert [type(action).__name__ for action in actions] == ([expected] if expected else [])
+    problems = name_problems(FIRST, spec_of(FIRST), status_of(A), server.children())
+    assert [problem.reason for problem in problems] == ([] if expected else [Reason.NAME_TAKEN])
+    assert all(f"Deployment {name} belongs to ModelRollout" in problem.message for problem in problems)
+    if isinstance(actions and actions[0], JsonPatch):
+        *tests, replace = actions[0].operations
+        assert [test["op"] for test in tests] == ["test", "test"]
+        assert [owner["uid"] for owner in replace["value"]] == ["x", "uid-fraud"]
+
+
+def test_what_is_somebody_elses_is_never_deleted() -> None:
+    server = comparing()
+    foreign = [{"apiVersion": "v1", "kind": "Other", "name": "x", "uid": "x", "controller": True}]
+    for kind in (DEPLOYMENT, SERVICE, CONTROLLER_REVISION):
+        server.edit(kind, f"fraud-{B}", {"metadata": {"ownerReferences": foreign}})
+    rollout = copy.deepcopy(SECOND)
+    rollout["spec"]["revisionHistoryLimit"] = 0
+    assert plan(server, status_of(A, attempt=2), rollout) == []
+
+
+def test_what_is_going_already_is_neither_written_nor_deleted_again() -> None:
+    server = comparing()
+    going = {"metadata": {"deletionTimestamp": "2026-11-20T09:00:00Z"}, "spec": {"replicas": 7}}
+    for revision in (A, B):
+        server.edit(DEPLOYMENT, f"fraud-{revision}", going)
+    assert plan(server, STEP) == []
+    assert told(plan(server, status_of(A, attempt=2))) == ["delete Service fraud-B"]
+
+
+@pytest.mark.parametrize("crash_after", range(1, 6))
+def test_a_crash_between_any_two_writes_is_healed_by_the_next_round(crash_after: int) -> None:
+    """From one step over a promotion to the end of the watch, dying after so many writes of each round."""
+    server = serving()
+    for status in (
+        STEP,
+        status_of(B, previous=A, weights=(90, 0, 10), attempt=2),
+        status_of(B, retiring=((A, NOW + 30, 2),), attempt=2),
+        status_of(B, attempt=2),
+    ):
+        for _ in range(10):
+            actions = plan(server, status)
+            if not actions:
+                break
+            server.run(actions[:crash_after])
+        else:
+            raise AssertionError("it never comes to rest")
+    left = server.children()
+    assert set(left.deployments) == {f"fraud-{B}"}
+    assert set(left.services) == {"fraud", f"fraud-{B}"}
+    assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == B
