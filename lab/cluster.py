@@ -262,7 +262,7 @@ def install_crds(client: KubeClient, folder: Path, *, timeout: float = 30.0) -> 
     deadline = time.monotonic() + timeout
     for item in missing:
         path = client.object_path(item)
-        while item["kind"] == "CustomResourceDefinition" and not _established(client.get(path)):
+        while item["kind"] == "CustomResourceDefinition" and not is_established(client.get(path)):
             if time.monotonic() > deadline:
                 raise LabError(
                     f"the CRD {item['metadata']['name']} was not established within {timeout:.0f} s"
@@ -276,6 +276,7 @@ def _documents(file: Path) -> list[Object]:
     return [item for item in yaml.load_all(file.read_text(), loader) if item]
 
 
-def _established(crd: Object) -> bool:
-    conditions = crd.get("status", {}).get("conditions", [])
+def is_established(crd: Object) -> bool:
+    """Whether the API server serves a CRD. A new one has no conditions, or none but null."""
+    conditions = (crd.get("status") or {}).get("conditions") or []
     return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lab.cluster import is_established
 from lab.kube import Informer, KubeError, path_of
 
 Object = dict[str, Any]
@@ -93,3 +94,18 @@ def test_an_object_that_did_not_change_is_not_told_twice() -> None:
 )
 def test_path_of(arguments: tuple[str, ...], path: str) -> None:
     assert path_of(*arguments) == path
+
+
+@pytest.mark.parametrize(
+    ("status", "established"),
+    [
+        (None, False),
+        ({"conditions": None}, False),
+        ({"conditions": [{"type": "NamesAccepted", "status": "True"}]}, False),
+        ({"conditions": [{"type": "Established", "status": "False"}]}, False),
+        ({"conditions": [{"type": "Established", "status": "True"}]}, True),
+    ],
+    ids=["without status", "just created", "names accepted only", "refused", "served"],
+)
+def test_is_established(status: Object | None, established: bool) -> None:
+    assert is_established({"kind": "CustomResourceDefinition", "status": status}) == established
