@@ -57,6 +57,7 @@ def assess(plan: Plan, state: State, *, weight: int, rate: float | None) -> Asse
         settled_polls=min((state.metrics[t.name].settled for t in gating), default=state.settled),
         metrics=metrics,
         groups=len(set(state.pods.values())),
+        step_polls=state.settled,
     )
 
 
@@ -74,15 +75,14 @@ def may_advance(
 
     w' · (settle + scrapeInterval + 3 interval) · (B − 1) ≤ max(exposureBudget, 3 / (rate (p_s + d))), in seconds of all
     traffic at the baseline's rate: what could go wrong before harm would be seen. The second term, a few bad events, keeps quiet
-    services from never advancing. Scores come late and do not gate this. `rate` in requests/s, None if not known.
+    services from never advancing. Each of these metrics needs a settled poll of the present step; scores come late and do not gate this. `rate` in requests/s, None if not known.
     """
-    if assessment.settled_polls < 1:
-        return False
     blind = settle + scrape_interval + 3 * interval
-    for metric in assessment.metrics:
-        if not metric.gating or metric.bound is None:
-            continue
-        if not metric.baseline_requests:
+    judging = [m for m in assessment.metrics if m.gating and m.kind != "score"]
+    if not judging:
+        return max(assessment.step_polls, assessment.settled_polls) >= 1
+    for metric in judging:
+        if metric.settled_polls < 1 or metric.bound is None:
             return False
         floor = metric.baseline_bad / metric.baseline_requests + metric.absolute
         few = 0.0 if rate is None else 3 / (rate * floor) if rate * floor > 0 else inf

@@ -60,3 +60,4 @@ class Assessment:
     )
     metrics: tuple[MetricAssessment, ...]
     groups: int = 0  # groups of candidate pods seen; with 1, node and model can't be told apart
+    step_polls: int = 0  # settled polls of the present step, with or without data

@@ -1,7 +1,7 @@
 """The engine's rules: what counts as a poll, when harmless starts anew, what the verdict is, and what survives an edit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import log
 
@@ -80,26 +80,26 @@ def verdict_of(factor: float | Mapping[str, float], polls: int = 40, **changes: 
 
 
 WIDE = {"accept": Margin(4.0, 0.1)}
-VERDICTS: dict[str, tuple[Verdict, Verdict]] = {
-    "nothing seen yet is NoData": (verdict_of(EQUAL, polls=0), Verdict.NO_DATA),
-    "one poll decides nothing": (verdict_of(EQUAL, polls=1), Verdict.INCONCLUSIVE),
-    "an equal candidate is Harmless in the end": (verdict_of(EQUAL), Verdict.HARMLESS),
-    "five times the errors is Harmful": (verdict_of(BAD), Verdict.HARMFUL),
+VERDICTS: dict[str, tuple[Callable[[], Verdict], Verdict]] = {
+    "nothing seen yet is NoData": (lambda: verdict_of(EQUAL, polls=0), Verdict.NO_DATA),
+    "one poll decides nothing": (lambda: verdict_of(EQUAL, polls=1), Verdict.INCONCLUSIVE),
+    "an equal candidate is Harmless in the end": (lambda: verdict_of(EQUAL), Verdict.HARMLESS),
+    "five times the errors is Harmful": (lambda: verdict_of(BAD), Verdict.HARMFUL),
     "worse than harm's margin and within the other is not harm": (
-        verdict_of(3.0, **WIDE),
+        lambda: verdict_of(3.0, **WIDE),
         Verdict.WORSE_WITHIN_MARGIN,
     ),
-    "two pods equally bad are Harmful": (verdict_of({"p1": BAD, "p2": BAD}), Verdict.HARMFUL),
+    "two pods equally bad are Harmful": (lambda: verdict_of({"p1": BAD, "p2": BAD}), Verdict.HARMFUL),
     "one bad pod of four is an outlier": (
-        verdict_of({"p1": EQUAL, "p2": EQUAL, "p3": 20.0, "p4": EQUAL}),
+        lambda: verdict_of({"p1": EQUAL, "p2": EQUAL, "p3": 20.0, "p4": EQUAL}),
         Verdict.POD_OUTLIER,
     ),
 }
 
 
 @pytest.mark.parametrize(("found", "expected"), VERDICTS.values(), ids=VERDICTS.keys())
-def test_verdict(found: Verdict, expected: Verdict) -> None:
-    assert found == expected
+def test_verdict(found: Callable[[], Verdict], expected: Verdict) -> None:
+    assert found() == expected
 
 
 def test_the_outlier_is_named_and_is_neither_harm_nor_harmless() -> None:
@@ -191,6 +191,23 @@ def test_without_gating_metrics_only_polls_are_counted() -> None:
     assert (found.harm, found.harmless, found.settled_polls) == (False, False, 9)
 
 
+def test_both_proven_is_neither_harm_nor_an_outlier() -> None:
+    the_plan = plan(metric(**WIDE))
+    for factor in (3.0, {"p1": EQUAL, "p2": EQUAL, "p3": 9.0, "p4": EQUAL}):
+        found = judge(the_plan, after(the_plan, [at(i, factor) for i in range(60)]))
+        assert found.verdict == Verdict.WORSE_WITHIN_MARGIN
+        assert (found.harm, found.outlier, found.harmless) == (False, False, True)
+
+
+def test_one_metric_that_is_not_proven_keeps_all_from_being_harmless() -> None:
+    the_plan = plan(metric(), metric("new"))
+    state = after(the_plan, [at(i) for i in range(40)])
+    state = consume(the_plan, state, [at(40, names=("errors", "new"))])
+    found = judge(the_plan, state)
+    assert [m.harmless for m in found.metrics] == [True, False]
+    assert (found.harmless, found.settled_polls) == (False, 1)
+
+
 # Polls
 
 
@@ -229,6 +246,14 @@ def test_samples_count_once_however_often_polls_are_handed_in() -> None:
 def test_counts_that_can_not_be_are_refused(arm: Arm, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         after(plan(), [Poll(0, 15, {"errors": MetricPoll(Arm(10, (1,)), {"p": arm})})])
+
+
+def test_bad_events_are_never_more_than_requests() -> None:
+    """A scrape may fall between two counters; the exact form would take the logarithm of less than nothing."""
+    the_plan = plan(metric(kind="score"))
+    torn, whole = (MetricPoll(Arm(2, (x,)), {"p1": Arm(3, (1,))}) for x in (2.5, 2.0))
+    states = [after(the_plan, [Poll(0, 15, {"errors": found})]) for found in (torn, whole)]
+    assert states[0] == states[1]
 
 
 def test_splitting_the_candidate_into_pods_changes_no_evidence() -> None:
@@ -482,6 +507,14 @@ def test_remaining_is_unknown_where_nothing_can_be_compared() -> None:
     assert judge(the_plan, state, weight=100).metrics[0].remaining is None
 
 
+def test_scores_that_come_late_do_not_keep_the_weight() -> None:
+    the_plan = plan(metric(), metric("quality", "score"))
+    found = judge(the_plan, after(the_plan, [at(i) for i in range(40)]))
+    assert (found.settled_polls, found.step_polls) == (0, 40)
+    given = {"settle": 30, "scrape_interval": 15, "interval": 15, "exposure_budget": 120}
+    assert may_advance(found, 50, rate=1000, **given)
+
+
 def advance_to(
     weight: float, polls: int, *, factor: float = EQUAL, rate: float | None = 1000, **kinds: Kind
 ) -> bool:
@@ -499,19 +532,20 @@ def advance_to(
     )
 
 
-ADVANCES: dict[str, tuple[bool, bool]] = {
-    "no settled poll, no growth": (advance_to(2, 0), False),
-    "one poll can refute nothing, because of the cap": (advance_to(2, 1), False),
-    "two polls of 1000 allow a little": (advance_to(2, 2), True),
-    "but not all if it looks twice as bad": (advance_to(50, 2, factor=2.0), False),
-    "many polls of an equal candidate allow all": (advance_to(50, 40), True),
-    "a candidate that looks four times worse stays small": (advance_to(50, 40, factor=4.0), False),
-    "a slow service may risk a few bad events": (advance_to(50, 1, rate=0.05), True),
-    "an unknown rate counts as a fast one": (advance_to(50, 1, rate=None), False),
-    "scores do not gate": (advance_to(50, 1, quality="score"), True),
+ADVANCES: dict[str, tuple[Callable[[], bool], bool]] = {
+    "no settled poll, no growth": (lambda: advance_to(2, 0), False),
+    "one poll can refute nothing, because of the cap": (lambda: advance_to(2, 1), False),
+    "two polls of 1000 allow a little": (lambda: advance_to(2, 2), True),
+    "but not all if it looks twice as bad": (lambda: advance_to(50, 2, factor=2.0), False),
+    "many polls of an equal candidate allow all": (lambda: advance_to(50, 40), True),
+    "a candidate that looks four times worse stays small": (lambda: advance_to(50, 40, factor=4.0), False),
+    "a slow service may risk a few bad events": (lambda: advance_to(50, 1, rate=0.05), True),
+    "an unknown rate counts as a fast one": (lambda: advance_to(50, 1, rate=None), False),
+    "a metric without data keeps the weight": (lambda: advance_to(2, 0, rate=1e-6), False),
+    "scores do not gate": (lambda: advance_to(50, 1, quality="score"), True),
 }
 
 
 @pytest.mark.parametrize(("found", "expected"), ADVANCES.values(), ids=ADVANCES.keys())
-def test_may_advance(found: bool, expected: bool) -> None:
-    assert found is expected
+def test_may_advance(found: Callable[[], bool], expected: bool) -> None:
+    assert found() is expected
