@@ -18,7 +18,7 @@ from .port import Cluster
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Server-side apply of what we own of an object that was seen at `resource_version`.
+    """Server-side apply of what we own of an object that was seen at `resource_version`, with its uid in the metadata.
 
     `drift` says who changed what, if somebody else did: "spec.replicas was changed by kubectl"; empty if the change is
     our own.

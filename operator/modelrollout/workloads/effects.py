@@ -76,8 +76,10 @@ def ensure(rollout: Mapping[str, Any], desired: Object, live: Object | None, why
     if not found:
         return []
     changes = ", ".join(spell(path) for path in found[:3]) + (", …" if len(found) > 3 else "")
+    # Of an object that is gone the API server misses a uid, but no resourceVersion: it would make a new one.
+    seen = desired | {"metadata": desired["metadata"] | {"uid": live["metadata"]["uid"]}}
     version = live["metadata"]["resourceVersion"]
-    return [Apply(desired, version, f"{why} ({changes})", drift(desired, live))]
+    return [Apply(seen, version, f"{why} ({changes})", drift(desired, live))]
 
 
 def name_problems(
