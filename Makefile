@@ -58,4 +58,4 @@ lab: env  ## a real Kubernetes, proxy and Prometheus on this machine
 	@$(PY) -m lab up
 
 lab-down: env  ## stop it
-	@$(PY) -m lab down
+	@$(PY) -m lab down $(if $(FOLDER),--folder $(FOLDER))

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from lab import build as builds
+from lab import companions
 from lab.lab import Lab, default_folder, read_owner, read_state, start_detached
 from lab.process import LabError, is_alive
 
@@ -98,6 +99,8 @@ def supervise(
 def down(folder: Path | None, keep: bool) -> None:
     """Stop the lab and leave no process of it; its logs stay."""
     folder = (folder or default_folder()).resolve()
+    for name in companions.stop_all(folder):
+        _say(f"{name} is stopped")
     if read_owner(folder) is None:
         _say(f"no lab was up in {folder}")
     Lab(folder).down(forget=not keep)

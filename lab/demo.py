@@ -6,7 +6,9 @@ The exit code is 0 only if both outcomes came.
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from lab import companions
 from lab.kube import KubeError, Object
 from lab.lab import Lab, default_folder, start_detached
 from lab.load import Counts, Load
@@ -29,6 +32,7 @@ from lab.operator import Operator
 from lab.process import LabError, wait_until
 
 MANIFEST = Path(__file__).with_name("demo.yaml")
+HOST = "tumour.example.com"
 RATE = 200.0
 RELEASE_SECONDS = 240.0
 EVENTS_SHOWN = 8
@@ -129,15 +133,14 @@ def run(*, folder: Path | None, keep: bool, picture: Path | None = None) -> int:
         console.print("operator: installing the chart, starting it with the chart's own rights")
         operator.start()
         try:
-            demo = Demo(lab, console, Load(lab.gateway_url, "tumour.example.com", RATE))
+            demo = Demo(lab, console, Load(lab.gateway_url, HOST, RATE))
             endings = _play(demo)
         finally:
-            if not keep:
-                operator.stop()
-                operator.close()
-    _summary(console, endings, time.monotonic() - began)
-    if keep:
-        _hints(console, lab, folder)
+            operator.stop()
+            operator.close()
+        _summary(console, endings, time.monotonic() - began)
+        if keep:
+            _leave_running(console, lab, folder)
     if picture is not None:
         console.save_svg(str(picture), title="make demo")
     return 0 if all(ending.ok for ending in endings) and len(endings) == len(RELEASES) else 1
@@ -234,11 +237,11 @@ def _view(demo: Demo, release: Release) -> Iterator[Callable[[Object], None]]:
         line = f"{status.get('phase')}: {status.get('message')}"
         if line != last[0]:
             last[0] = line
-            demo.console.print(line, highlight=False)
+            demo.console.print(line, highlight=False, markup=False, soft_wrap=True)
         for event in demo.events():
             if event not in told:
                 told.add(event)
-                demo.console.print(f"    {event}", style="dim", highlight=False)
+                demo.console.print(f"    {event}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
     yield show
     if demo.console.record:
@@ -295,42 +298,44 @@ def _number(value: str | None, otherwise: str) -> str:
 
 def _summary(console: Console, endings: list[Ending], seconds: float) -> None:
     console.rule("what happened")
-    table = Table()
-    for column in (
-        "release",
-        "outcome",
-        "why",
-        "answers of the candidate until then",
-        "decided after",
-        "all in all",
-    ):
-        table.add_column(column)
     for ending in endings:
         entry = (ending.status.get("history") or [{}])[0]
-        table.add_row(
-            f"{ending.release.version} ({ending.release.what})",
-            f"{entry.get('outcome') or ending.status.get('phase')}{'' if ending.ok else ' (not as expected)'}",
-            f"{entry.get('reason')}: {entry.get('message')}".replace("[", "\\["),
-            str(ending.answers),
-            f"{ending.exposed:.0f} s",
-            f"{ending.seconds:.0f} s",
+        outcome = entry.get("outcome") or ending.status.get("phase")
+        lines = (
+            f"{ending.release.version}, {ending.release.what}: {outcome}{'' if ending.ok else ' (not as expected)'}",
+            f"  why       {entry.get('reason')}: {entry.get('message')}",
+            f"  exposure  {ending.answers} answers of the candidate until the decision, {ending.exposed:.0f} s after its first",
+            f"  in all    {ending.seconds:.0f} s",
         )
-    console.print(table)
+        for number, line in enumerate(lines):
+            console.print(Text(line, style="bold" if number == 0 else ""), soft_wrap=True)
     console.print(f"The demo took {seconds:.0f} s.")
 
 
-def _hints(console: Console, lab: Lab, folder: Path) -> None:
+def _leave_running(console: Console, lab: Lab, folder: Path) -> None:
+    """Keep the traffic going, and say what there is to play with."""
+    command = [
+        sys.executable,
+        "-m",
+        "lab.load",
+        "--url",
+        lab.gateway_url,
+        "--host",
+        HOST,
+        "--rate",
+        str(RATE),
+    ]
+    companions.start(folder, "load", command, log=folder / "logs" / "load.log", env=os.environ)
     kubeconfig = shlex.quote(str(lab.kubeconfig))
-    console.print("\nEverything runs on. To play with it:", highlight=False)
-    for command in (
+    console.print(f"\nEverything runs on, with {RATE:.0f} requests/s. To play with it:", highlight=False)
+    for line in (
         f"export KUBECONFIG={kubeconfig}",
         "kubectl -n demo get mro -w",
         "kubectl -n demo describe mro tumour",
-        f"python -m lab.load --url {lab.gateway_url} --host tumour.example.com --rate {RATE:.0f}",
         'kubectl -n demo patch mro tumour --type merge -p \'{"spec": {"model": {"version": "v4", "uri": "models/errors"}}}\'',
-        f"python -m lab down --folder {shlex.quote(str(folder))}",
+        f"make lab-down FOLDER={shlex.quote(str(folder))}",
     ):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
 def main(*, folder: Path | None, keep: bool, picture: Path | None) -> int:

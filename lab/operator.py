@@ -19,10 +19,10 @@ from urllib.request import urlopen
 
 import yaml
 
-from lab import build
+from lab import build, companions
 from lab.kube import Object
 from lab.lab import Lab
-from lab.process import Keeper, LabError, Process
+from lab.process import Keeper, LabError, Process, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts" / "modelrollout"
@@ -58,6 +58,7 @@ class Operator:
         values: Mapping[str, Any] | None = None,
         module: str = "modelrollout",
         environment: Mapping[str, str] | None = None,
+        detached: bool = False,
     ) -> None:
         self._lab = lab
         self._values = dict(values or {})
@@ -65,7 +66,9 @@ class Operator:
         self._keeper = Keeper()
         self._module = module
         self._environment = dict(environment or {})
+        self._detached = detached  # it ends with `python -m lab down`, not with us
         self._arguments: list[str] = []
+        self._account = ""
         self.process: Process | None = None
 
     @property
@@ -110,13 +113,13 @@ class Operator:
         paths = f"{ROOT / 'operator'}{os.pathsep}{ROOT}"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.write_text("", encoding="utf-8")
-        self.process = Process(
-            "operator",
-            [sys.executable, "-m", self._module, *arguments, "--kubeconfig", kubeconfig],
-            log=self.log,
-            keeper=self._keeper,
-            env={**os.environ, "PYTHONPATH": paths, **self._environment},
-        )
+        command = [sys.executable, "-m", self._module, *arguments, "--kubeconfig", str(kubeconfig)]
+        env = {**os.environ, "PYTHONPATH": paths, **self._environment}
+        if self._detached:
+            companions.start(self._lab.folder, "operator", command, log=self.log, env=env)
+            wait_until(self._ready, timeout=60, what=f"readiness of the operator (see {self.log})")
+            return self
+        self.process = Process("operator", command, log=self.log, keeper=self._keeper, env=env)
         self.process.start()
         self.process.wait_ready(self._ready, timeout=60)
         return self
@@ -147,4 +150,8 @@ class Operator:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self.close()
+
+    def close(self) -> None:
+        """Let go; a detached operator runs on."""
         self._keeper.close()

@@ -26,16 +26,17 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _ends(metric: MetricAssessment) -> str:
+def ratio_text(metric: MetricAssessment) -> str:
+    """`errors 1.02x [0.81, 1.31]`: the candidate's bad rate divided by the baseline's, with its 95 % interval."""
+    if not metric.candidate_bad and not metric.baseline_bad:
+        return f"{metric.name} none bad in {count(metric.candidate_requests)}"
+    if metric.low is None and metric.high is None:
+        return f"{metric.name} no ratio yet"
+    if metric.ratio is None:
+        return f"{metric.name} {'<' if metric.low is None else '>'}{metric.high or metric.low:.3g}x"
     low = "0" if metric.low is None else f"{metric.low:.2f}"
     high = "∞" if metric.high is None else f"{metric.high:.2f}"
-    return f"[{low}, {high}]"
-
-
-def ratio_text(metric: MetricAssessment) -> str:
-    """`errors 1.02x [0.81, 1.31]`."""
-    ratio = "?" if metric.ratio is None else f"{metric.ratio:.2f}"
-    return f"{metric.name} {ratio}x {_ends(metric)}"
+    return f"{metric.name} {metric.ratio:.2f}x [{low}, {high}]"
 
 
 def evidence_summary(round: Round) -> str:
