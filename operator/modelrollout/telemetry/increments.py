@@ -289,14 +289,13 @@ class _Reading:
     def _find_hidden_restart(self) -> None:
         """A container's start after which no counter was smaller than before. Which container it was is unknown: with a
         side car's restart the counters go on, with the server's they began anew. So that step is not counted."""
-        start = self._restarted
-        times = sorted({t for series in self._target.total for t in series.times})
-        at = 0 if start is None else bisect_left(times, start)
-        if start is None or at in (0, len(times)):
+        if (start := self._restarted) is None:
             return
-        before, after = times[at - 1], times[at]
-        if start - before > _TRUNCATION and not any(before < reset <= after for reset in self._resets):
-            self._unclear.append((before, after))
+        times = sorted({t for series in self._target.total for t in series.times})
+        near = [(b, a) for b, a in pairwise(times) if a - b <= self._horizon]
+        around = [(b, a) for b, a in near if b < start + _TRUNCATION and a > start]
+        if not any(before < reset <= after for reset in self._resets for before, after in around):
+            self._unclear += around
 
     def _find_broken(self) -> Iterator[Trouble]:
         """After a NaN the next sample is only a baseline, for all series of the target alike."""
@@ -338,10 +337,8 @@ class _Reading:
             before = series.times[at - 1] if at else -math.inf
             if time - before <= self._horizon:
                 yield self._next(series, at, before)
-            elif at:
-                yield _Step(before, time, None, gap=True)
-            else:
-                yield self._begin(time, series.values[0])
+            else:  # what lies further back is not looked at: another cut might not have seen it
+                yield self._begin(time, series.values[at])
 
     def _next(self, series: RawSeries, at: int, before: float) -> _Step:
         time, value = series.times[at], series.values[at]
@@ -352,14 +349,14 @@ class _Reading:
         return _Step(before, time, value - series.values[at - 1])
 
     def _begin(self, time: float, value: float) -> _Step:
-        """The first sample of a series: it began at 0 if the target was scraped while the series was absent, or if the
+        """The first sample of a series within the horizon: it began at 0 if the target was scraped while the series was absent, or if the
         container started just before."""
         place = bisect_left(self._scrapes, time)
         if place and time - self._scrapes[place - 1] <= self._horizon:
             if any(start < time <= end for start, end in self._unclear):
                 return _Step(self._scrapes[place - 1], time, None, gap=True)
             return _Step(self._scrapes[place - 1], time, value)
-        if self._started is not None and time - self._horizon < self._started <= time + _TRUNCATION:
+        if self._started is not None and time - self._horizon < self._started <= time - _TRUNCATION:
             return _Step(self._started, time, value)
         return _Step(time, time, None, gap=True)
 

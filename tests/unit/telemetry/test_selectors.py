@@ -158,7 +158,7 @@ def selectors_of(query: str) -> list[list[tuple[str, str, str]]]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(matchers=st.lists(st.tuples(labels, values), min_size=1, max_size=3), namespace=values)
 def test_no_value_of_a_label_lets_a_tenant_escape(matchers: list[tuple[str, str]], namespace: str) -> None:
     inner = ",".join(f"{quote(label)}={quote(value)}" for label, value in matchers if label != "__name__")
@@ -171,7 +171,7 @@ def test_no_value_of_a_label_lets_a_tenant_escape(matchers: list[tuple[str, str]
     assert [m for m in first if m in given_] == given_ or ("namespace", "MatchOp.Equal", namespace) in given_
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(before=spoken, value=values, after=spoken)
 def test_no_text_lets_a_tenant_escape(before: str, value: str, after: str) -> None:
     for text in (f"a{{b={quote(value)}}}{after}", f"{before}a{after}", f'a{{b="{value}"}}', before + after):
