@@ -26,15 +26,19 @@ from lab.process import Keeper, LabError, Process, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts" / "modelrollout"
-RELEASE, NAMESPACE = "modelrollout", "modelrollout-system"
+NAMESPACE = "modelrollout-system"
 
 
-def render(values: Mapping[str, Any]) -> list[Object]:
-    """The objects that the chart makes of these values, its CRDs first. Raises LabError with Helm's words."""
+def render(values: Mapping[str, Any], *, namespace: str = NAMESPACE) -> list[Object]:
+    """The objects that the chart makes of these values, its CRDs first. Raises LabError with Helm's words.
+
+    The release bears the name of its namespace's first part, so that two of them in one cluster do not share rights.
+    """
+    release = namespace.removesuffix("-system")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "values.yaml"
         file.write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
-        command = [build.program("helm"), "template", RELEASE, CHART, "--namespace", NAMESPACE]
+        command = [build.program("helm"), "template", release, CHART, "--namespace", namespace]
         done = subprocess.run(
             [*map(str, command), "--include-crds", "--values", str(file)],
             capture_output=True,
@@ -49,20 +53,27 @@ def render(values: Mapping[str, Any]) -> list[Object]:
 
 
 class Operator:
-    """One operator of a lab. `values` are the chart's; `module` is what runs in place of the package (for tests)."""
+    """One operator of a lab. `values` are the chart's; `module` is what runs in place of the package (for tests).
+
+    Two processes of one release, or releases in several `namespace`s, run side by side if their `name` differs.
+    """
 
     def __init__(
         self,
         lab: Lab,
         *,
         values: Mapping[str, Any] | None = None,
+        name: str = "operator",
+        namespace: str = NAMESPACE,
         module: str = "modelrollout",
         environment: Mapping[str, str] | None = None,
         detached: bool = False,
     ) -> None:
         self._lab = lab
         self._values = dict(values or {})
-        self._folder = lab.folder / "operator"
+        self._name = name
+        self._namespace = namespace
+        self._folder = lab.folder / name
         self._keeper = Keeper()
         self._module = module
         self._environment = dict(environment or {})
@@ -74,7 +85,7 @@ class Operator:
     @property
     def log(self) -> Path:
         """Its log file."""
-        return self._lab.folder / "logs" / "operator.log"
+        return self._lab.folder / "logs" / f"{self._name}.log"
 
     @property
     def port(self) -> int:
@@ -87,9 +98,9 @@ class Operator:
     def install(self) -> Operator:
         """Apply the chart: CRDs, ServiceAccount, rights, configuration."""
         client = self._lab.client
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self._namespace}}
         client.apply(namespace)
-        for obj in render(self._values):
+        for obj in render(self._values, namespace=self._namespace):
             if obj["kind"] == "Deployment":
                 self._arguments = list(obj["spec"]["template"]["spec"]["containers"][0]["args"])
                 self._account = obj["spec"]["template"]["spec"]["serviceAccountName"]
@@ -109,7 +120,7 @@ class Operator:
         for argument in self._arguments:
             name, equals, _ = argument.partition("=")
             arguments.append(f"{name}={replaced[name]}" if equals and name in replaced else argument)
-        kubeconfig = self._lab.kubeconfig_for(NAMESPACE, self._account)
+        kubeconfig = self._lab.kubeconfig_for(self._namespace, self._account)
         paths = f"{ROOT / 'operator'}{os.pathsep}{ROOT}"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.write_text("", encoding="utf-8")
