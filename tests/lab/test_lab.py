@@ -139,6 +139,17 @@ def test_an_unknown_image_waits_as_a_kubelet_reports_it(lab: Lab) -> None:
     assert pods(lab, "unknown")[0]["status"]["phase"] == "Pending"
 
 
+def test_a_container_waits_for_the_secret_that_it_names(lab: Lab) -> None:
+    source = {"secretKeyRef": {"name": "token", "key": "value"}}
+    deploy(lab, "secretive", pod_template(env=[{"name": "TOKEN", "valueFrom": source}]))
+    wait_until(lambda: bool(statuses(lab, "secretive")), timeout=10, what="a container status")
+    assert statuses(lab, "secretive")[0]["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+    secret = {"metadata": {"name": "token"}, "stringData": {"value": "s3cret"}}
+    lab.client.create(path_of("v1", "secrets", NAMESPACE), secret)
+    await_ready(lab, "secretive")
+    assert answer(pods(lab, "secretive")[0])["env"]["TOKEN"] == "s3cret"
+
+
 def test_a_crashing_container_backs_off_and_keeps_its_exit_code(lab: Lab) -> None:
     deploy(lab, "crashing", pod_template(mode="crash"))
 
