@@ -63,6 +63,7 @@ class _Parts:
     relist: set[Kind] = field(default_factory=set)
     listed: asyncio.Event = field(default_factory=asyncio.Event)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    silent: bool = False  # the last request to the API server got no answer
 
 
 async def run(
@@ -79,6 +80,7 @@ async def run(
     given = hooks or Hooks()
 
     def answered(request: Request) -> None:
+        parts.silent = request.status == 0
         metrics.observe_request(request)
         given.answered(request)
 
@@ -116,7 +118,10 @@ async def _health(parts: _Parts) -> AsyncIterator[HealthServer]:
         host=settings.listen_host,
         port=settings.listen_port,
         live={"queue": check_queue(parts.queue), "watch": watch},
-        ready={"synced": synced},
+        ready={
+            "synced": synced,
+            "api-server": lambda: "the API server does not answer" if parts.silent else None,
+        },
         registry=metrics.registry,
     )
     await health.start()
@@ -194,19 +199,20 @@ async def _work(parts: _Parts) -> None:
             metrics=parts.metrics,
             timing=settings.timing,
         )
-        kopf_task = asyncio.create_task(_watch(parts, acceptance))
-        await _read_all(parts, acceptance)
         reconciler = Reconciler(around)
+        # Kopf comes last: when it stops, it waits for every task that is younger than itself, and cancels it.
         workers = [
             asyncio.create_task(_worker(parts, reconciler), name=f"worker-{number}")
             for number in range(settings.workers)
         ]
         resync = asyncio.create_task(_resync(parts, acceptance))
         stopped = asyncio.create_task(parts.stop.wait())
+        kopf_task = asyncio.create_task(_watch(parts, acceptance))
         ends: set[asyncio.Task[Any]] = {stopped, kopf_task, resync}
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         parts.stop.set()
         parts.queue.shutdown()
+        parts.listed.set()  # whoever still waits for it finds the queue shut
         await asyncio.wait({kopf_task, *workers}, timeout=20)
         for task in (resync, *workers, kopf_task):
             task.cancel()
@@ -289,7 +295,9 @@ async def _read(parts: _Parts, acceptance: Acceptance, kind: Kind) -> None:
 
 
 async def _resync(parts: _Parts, acceptance: Acceptance) -> None:
-    """Evict what vanished while a watch was down: soon after Kopf listed a kind anew, and now and then for all."""
+    """Read the cluster, then evict what vanished while a watch was down: soon after Kopf listed a kind anew, and now and
+    then for all."""
+    await _read_all(parts, acceptance)
     due = _jittered(parts.settings.resync)
     while not parts.stop.is_set():
         with suppress(TimeoutError):
@@ -316,6 +324,7 @@ def _jittered(seconds: float) -> float:
 
 
 async def _worker(parts: _Parts, reconciler: Reconciler) -> None:
+    await parts.listed.wait()
     while True:
         try:
             key = await parts.queue.get()
