@@ -133,16 +133,7 @@ def judge(
     The file has the columns poll, baseline_requests, baseline_bad, candidate_requests, candidate_bad and, for several
     independent series, run. Margins left out are the API's defaults for the kind. Output: JSON lines.
     """
-    given = spec.Margin(
-        harm=spec.Tolerance.model_construct(ratio=harm_ratio, absolute=harm_absolute),
-        accept=spec.Tolerance.model_construct(ratio=accept_ratio, absolute=accept_absolute),
-    )
-    full = spec.effective_margins(kind, given)
-    harm, accept = (
-        Margin(full.harm_ratio, full.harm_absolute),
-        Margin(full.accept_ratio, full.accept_absolute),
-    )
-    _refuse_bad_margins(harm, accept)
+    harm, accept = _margins(kind, harm_ratio, harm_absolute, accept_ratio, accept_absolute)
     test = MetricTest("judge", kind, harm, accept, weight=1.0, gating=True, selectors="")
     out = sys.stdout
     encode = json.dumps
@@ -157,6 +148,25 @@ def judge(
     if summary:
         for run in runs.values():
             out.write(encode(run.summary()) + "\n")
+
+
+def _margins(
+    kind: Kind,
+    harm_ratio: float | None,
+    harm_absolute: float | None,
+    accept_ratio: float | None,
+    accept_absolute: float | None,
+) -> tuple[Margin, Margin]:
+    """Harm and accept, with the API's defaults for what was left out."""
+    given = spec.Margin(
+        harm=spec.Tolerance.model_construct(ratio=harm_ratio, absolute=harm_absolute),
+        accept=spec.Tolerance.model_construct(ratio=accept_ratio, absolute=accept_absolute),
+    )
+    full = spec.effective_margins(kind, given)
+    harm = Margin(full.harm_ratio, full.harm_absolute)
+    accept = Margin(full.accept_ratio, full.accept_absolute)
+    _refuse_bad_margins(harm, accept)
+    return harm, accept
 
 
 def _refuse_bad_margins(harm: Margin, accept: Margin) -> None:

@@ -5,6 +5,7 @@ each one of them: a single rogue node must not reject a model. Harmless needs ev
 beyond the margin in one metric fails that one, so no correction is due.
 """
 
+from collections.abc import Sequence
 from math import inf, log
 
 from modelrollout.evidence.bound import upper_bound
@@ -134,46 +135,57 @@ def _assess_metric(
     worse: bool,
     outlier: bool,
 ) -> MetricAssessment:
-    slo, requests = metric.slo, metric.baseline_requests
-    bad = metric.baseline_bad[slo] if metric.baseline_bad else 0.0
-    share = bad / requests if requests else 0.0
     harmless = _harmless(plan, metric)
+    share = _baseline_rate(metric)
     interval = confidence_interval(metric.profile)
-    remaining = None
-    if requests:
-        remaining = remaining_requests(
-            *(test, metric.harmless),
-            rate=share,
-            weight=weight / 100,
-            false_promotion=plan.false_promotion,
-            phi=metric.phi,
-        )
+    remaining = 0.0 if harmless else _remaining(plan, test, metric, share, weight)
     speed = (rate or 0.0) * weight / 100
-    bound = (
-        upper_bound(metric.bound, baseline_rate=share, absolute=test.accept.absolute)
-        if metric.bound
-        else None
-    )
-    verdict = _overall(worse, outlier=outlier, harmless=harmless, silent=not metric.polls)
+    bound = None
+    if metric.bound and share is not None:
+        bound = upper_bound(metric.bound, baseline_rate=share, absolute=test.accept.absolute)
     return MetricAssessment(
         name=test.name,
         kind=test.kind,
         gating=test.gating,
-        verdict=verdict,
+        verdict=_overall(worse, outlier=outlier, harmless=harmless, silent=not metric.polls),
         log_harm=log(harm_value(metric.harm, metric.polls)),
         log_harmless=log_mean_exp(metric.harmless),
         ratio=interval.ratio,
         low=interval.low,
         high=interval.high,
-        baseline_requests=requests,
-        baseline_bad=bad,
+        baseline_requests=metric.baseline_requests,
+        baseline_bad=_at_slo(metric, metric.baseline_bad),
         candidate_requests=metric.candidate_requests,
-        candidate_bad=metric.candidate_bad[slo] if metric.candidate_bad else 0.0,
+        candidate_bad=_at_slo(metric, metric.candidate_bad),
         harmless=harmless,
         settled_polls=metric.settled,
-        remaining=0.0 if harmless else remaining,
+        remaining=remaining,
         has_data=metric.fresh,
-        bound=bound if requests else None,
+        bound=bound,
         absolute=test.accept.absolute,
-        remaining_seconds=(remaining / speed if speed else None) if remaining is not None else None,
+        remaining_seconds=remaining / speed if remaining is not None and speed else None,
+    )
+
+
+def _at_slo(metric: MetricState, counts: Sequence[float]) -> float:
+    return counts[metric.slo] if counts else 0.0
+
+
+def _baseline_rate(metric: MetricState) -> float | None:
+    if not metric.baseline_requests:
+        return None
+    return _at_slo(metric, metric.baseline_bad) / metric.baseline_requests
+
+
+def _remaining(
+    plan: Plan, test: MetricTest, metric: MetricState, share: float | None, weight: int
+) -> float | None:
+    if share is None:
+        return None
+    return remaining_requests(
+        *(test, metric.harmless),
+        rate=share,
+        weight=weight / 100,
+        false_promotion=plan.false_promotion,
+        phi=metric.phi,
     )

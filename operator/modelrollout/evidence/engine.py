@@ -38,42 +38,59 @@ def begin(
     `phi` and `cuts` (latency), by metric name, are used by tests that have seen no poll yet; after that they are fixed.
     """
     if previous is None or not _same_attempt(plan, previous):
-        previous = State(
-            attempt=plan.attempt,
-            baseline=plan.baseline,
-            candidate=plan.candidate,
-            false_promotion=plan.false_promotion,
-            reserve=1.0,
-            consumed=None,
-            max_weight=0,
-            raised_at=None,
-            settled=0,
-            pods={},
-            pods_seen=0,
-            metrics={},
-        )
+        previous = _nothing_seen(plan)
     old = previous.metrics
     kept = {t.name: old[t.name] for t in plan.metrics if _goes_on(plan, t, old.get(t.name))}
     wanted = {name: w for name, w in weights(plan.metrics).items() if name not in kept}
     freed = sum(capital(metric) for name, metric in old.items() if name not in kept)
     stakes, reserve = share_out(wanted, kept, previous.reserve + freed)
-    metrics: dict[str, MetricState] = {}
+    metrics = {}
     for test in plan.metrics:
-        mark = fingerprint(plan, test)
-        if test.name in kept:
-            metrics[test.name] = replace(kept[test.name], stake=stakes[test.name])
-            if plan.false_promotion != previous.false_promotion:
-                metrics[test.name] = replace(metrics[test.name], harmless=fresh_harmless(test))
-            continue
-        waiting = old[test.name] if test.name in old and old[test.name].fingerprint == mark else None
-        metrics[test.name] = begin_metric(
-            test,
-            fingerprint=mark,
-            stake=stakes[test.name],
-            phi=phi.get(test.name, waiting.phi if waiting else 1.0),
-            cuts=cuts.get(test.name, waiting.cuts if waiting else ()),
-        )
+        stake, state = stakes[test.name], kept.get(test.name)
+        if state is None:
+            metrics[test.name] = _start(plan, test, old.get(test.name), stake, phi, cuts)
+        elif plan.false_promotion == previous.false_promotion:
+            metrics[test.name] = replace(state, stake=stake)
+        else:
+            metrics[test.name] = replace(state, stake=stake, harmless=fresh_harmless(test))
     return replace(previous, false_promotion=plan.false_promotion, reserve=reserve, metrics=metrics)
+
+
+def _nothing_seen(plan: Plan) -> State:
+    return State(
+        attempt=plan.attempt,
+        baseline=plan.baseline,
+        candidate=plan.candidate,
+        false_promotion=plan.false_promotion,
+        reserve=1.0,
+        consumed=None,
+        max_weight=0,
+        raised_at=None,
+        settled=0,
+        pods={},
+        pods_seen=0,
+        metrics={},
+    )
+
+
+def _start(
+    plan: Plan,
+    test: MetricTest,
+    before: MetricState | None,
+    stake: float,
+    phi: Mapping[str, float],
+    cuts: Mapping[str, tuple[float, ...]],
+) -> MetricState:
+    """A test at its start. One that waited for its first poll keeps the phi and cuts that it was given before."""
+    mark = fingerprint(plan, test)
+    waiting = before if before is not None and before.fingerprint == mark else None
+    return begin_metric(
+        test,
+        fingerprint=mark,
+        stake=stake,
+        phi=phi.get(test.name, waiting.phi if waiting else 1.0),
+        cuts=cuts.get(test.name, waiting.cuts if waiting else ()),
+    )
 
 
 def _same_attempt(plan: Plan, state: State) -> bool:

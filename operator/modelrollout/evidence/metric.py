@@ -116,14 +116,11 @@ def advance(
     `ceiling`: `harmless_ceiling(beta)`.
     """
     n_c, x_c, n_s, x_s, _ = counts
-    fresh = unspent(state.polls) - unspent(state.polls + 1)
-    harmless, bound, slo = state.harmless, state.bound, state.slo
+    slo, fresh = state.slo, unspent(state.polls) - unspent(state.polls + 1)
+    harmless, bound = state.harmless, state.bound
     if settled:
         harmless = grow(harmless, _harmless_increments(test, state, counts, cap), ceiling)
-        if bound:
-            bound = grow_bound(
-                bound, n_c, x_c[slo], n_s, x_s[slo], absolute=test.accept.absolute, phi=state.phi
-            )
+        bound = _grow_bound(test, state, counts)
     return MetricState(
         fingerprint=state.fingerprint,
         gating=state.gating,
@@ -144,6 +141,14 @@ def advance(
         settled=state.settled + (settled and counted),
         fresh=True,
     )
+
+
+def _grow_bound(test: MetricTest, state: MetricState, counts: Counts) -> tuple[float, ...]:
+    if not state.bound:
+        return ()
+    slo, d = state.slo, test.accept.absolute
+    n_c, x_c, n_s, x_s, _ = counts
+    return grow_bound(state.bound, n_c, x_c[slo], n_s, x_s[slo], absolute=d, phi=state.phi)
 
 
 def harm_value(mixtures: Sequence[Mixture], polls: int) -> float:

@@ -256,6 +256,24 @@ def test_bad_events_are_never_more_than_requests() -> None:
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize("kind", ["ratio", "score", "latency"])
+def test_clustered_events_count_less_in_every_test(kind: Kind) -> None:
+    the_plan = plan(metric(kind=kind, slo=1.0))
+    found = []
+    for phi in (1.0, 4.0):
+        state = begin(the_plan, None, phi={"errors": phi}, cuts={"errors": (1.0,)})
+        found.append(consume(the_plan, raise_weight(state, 50, -30), [at(0, 1.5)]).metrics["errors"])
+    plain, clustered = found
+    assert clustered.phi == 4
+    for one, other in ((plain.harmless, clustered.harmless), (plain.bound, clustered.bound)):
+        kept = [(a, b) for a, b in zip(one, other, strict=True) if a < log(10)]
+        assert [b for _, b in kept] == pytest.approx([a / 4 for a, _ in kept])
+    # S_k = g e_k after one poll, with one g for both.
+    ratios = [(log(a), log(b)) for a, b in zip(plain.harm[0], clustered.harm[0], strict=True)]
+    fresh = (4 * ratios[0][1] - ratios[0][0]) / 3
+    assert all(b - fresh == pytest.approx((a - fresh) / 4) for a, b in ratios)
+
+
 def test_splitting_the_candidate_into_pods_changes_no_evidence() -> None:
     one = after(plan(), [at(i, 2.0) for i in range(10)]).metrics["errors"]
     many = after(plan(), [at(i, {f"p{k}": 2.0 for k in range(8)}) for i in range(10)]).metrics["errors"]
@@ -325,6 +343,21 @@ def test_latency_averages_harm_over_cuts_and_proves_harmless_at_the_slo() -> Non
     # A tail that is slower above the SLO is harm; at the SLO itself both sides are equal.
     assert found.metrics[0].log_harm > log(100)
     assert found.metrics[0].harmless
+
+
+@pytest.mark.parametrize(
+    ("slo", "index"),
+    [
+        pytest.param(0.5, 1, id="the bound itself"),
+        pytest.param(0.7, 1, id="between bounds the lower one"),
+        pytest.param(9.0, 2, id="above all the highest"),
+        pytest.param(0.01, 0, id="below all the lowest"),
+        pytest.param(None, 1, id="none given the middle one"),
+    ],
+)
+def test_the_cut_that_stands_for_the_slo(slo: float | None, index: int) -> None:
+    the_plan = plan(metric("lat", "latency", slo=slo))
+    assert begin(the_plan, None, cuts={"lat": (0.1, 0.5, 1.0)}).metrics["lat"].slo == index
 
 
 def test_latency_without_cuts_waits_for_them() -> None:

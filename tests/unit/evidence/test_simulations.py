@@ -16,6 +16,7 @@ from modelrollout.evidence.engine import assess, begin, consume, new_step, raise
 from modelrollout.evidence.grid import CAP, HARM_BETS, HARM_LIFTS, HARMLESS_BETS, HARMLESS_LIFTS
 from modelrollout.evidence.metric import Counts, advance, begin_metric, harm_value
 from modelrollout.evidence.mixture import HORIZON, harmless_ceiling
+from modelrollout.evidence.phi import estimate
 from modelrollout.evidence.plan import Kind, Margin, MetricTest, Plan
 from modelrollout.evidence.poll import Arm, MetricPoll, Poll
 
@@ -78,7 +79,7 @@ def exact(
 
 
 def gains(
-    test: MetricTest, counts: tuple[Array, ...], past: tuple[Array, Array], on: bool, cap: float
+    test: MetricTest, counts: tuple[Array, ...], past: tuple[Array, Array], on: bool, cap: float, phi: float
 ) -> Array:
     """Log increments of the harm test (`on`) or the harmless test, (rollouts, alternatives)."""
     margin = test.harm if on else test.accept
@@ -86,14 +87,16 @@ def gains(
         raw = paired(*counts, margin, np.asarray(HARM_LIFTS if on else HARMLESS_LIFTS))
     else:
         raw = exact(*counts, margin, past, on)
-    return np.minimum(raw, min(cap, 600.0))
+    return np.minimum(raw / phi, min(cap, 600.0))
 
 
 def unspent_mass(polls: Array) -> Array:
     return np.where(polls > 0, 0.5 * HORIZON / (HORIZON + polls), 1.0)
 
 
-def follow(test: MetricTest, runs: Rollouts, *, cap: float = CAP, sides: str = "both") -> Paths:
+def follow(
+    test: MetricTest, runs: Rollouts, *, cap: float = CAP, sides: str = "both", phi: float = 1.0
+) -> Paths:
     """The evidence of many rollouts at one weight, all polls settled."""
     shape = runs.n_c.shape
     harm, harmless = np.ones(shape), np.ones(shape)
@@ -107,11 +110,11 @@ def follow(test: MetricTest, runs: Rollouts, *, cap: float = CAP, sides: str = "
         counts = (np.where(found, n_c, 1), x_c, np.where(found, n_s, 1), x_s)
         if sides != "harmless":
             fresh = unspent_mass(polls) - unspent_mass(polls + 1)
-            grown = (spent + fresh) * np.exp(gains(test, counts, past, True, cap))
+            grown = (spent + fresh) * np.exp(gains(test, counts, past, True, cap, phi))
             spent = np.where(found, np.minimum(grown, 1e280), spent)
             harm[:, t] = spent.mean(axis=1) + unspent_mass(polls + found)[:, 0]
         if sides != "harm":
-            logs = logs + np.where(found, gains(test, counts, past, False, cap), 0.0)
+            logs = logs + np.where(found, gains(test, counts, past, False, cap, phi), 0.0)
             mean = np.logaddexp.reduce(logs, axis=1) - np.log(logs.shape[1])
             logs -= np.maximum(mean - ceiling, 0)[:, None]
             harmless[:, t] = np.exp(np.minimum(mean, ceiling))
@@ -242,6 +245,42 @@ def test_false_promotions_stay_within_beta(world: World) -> None:
         p_c=test.accept.ratio * rates + test.accept.absolute,
     )
     assert ever(follow(test, runs, sides="harmless").harmless, 1 / BETA) <= allowed(BETA, rollouts)
+
+
+def test_several_metrics_share_one_alpha() -> None:
+    """Each at its own harm margin, weighed 1 : 2 : 3."""
+    rollouts, polls, e = 3000, 120, np.zeros((3000, 120))
+    random = np.random.default_rng(30)
+    for weight, kind in ((1, "ratio"), (2, "score"), (3, "latency")):
+        test = metric(kind)
+        runs = draw(
+            random,
+            (rollouts, polls),
+            requests=400,
+            weight=0.1,
+            p_s=0.03,
+            p_c=test.harm.ratio * 0.03 + test.harm.absolute,
+        )
+        e += weight / 6 * follow(test, runs, sides="harm").harm
+    assert ever(e, 1 / ALPHA) <= allowed(ALPHA, rollouts)
+
+
+def test_errors_in_clusters_roll_back_no_good_model_once_phi_is_measured() -> None:
+    """Ten errors at a time, on one side or the other; phi from 1000 polls of the baseline's own pods before."""
+    size, rollouts, polls = 10, 1000, 240
+    random = np.random.default_rng(31)
+
+    def clusters(shape: tuple[int, int]) -> Rollouts:
+        n_c, n_s = np.full(shape, 100.0), np.full(shape, 900.0)
+        x_c, x_s = (size * random.poisson(0.01 * n / size).astype(np.float64) for n in (n_c, n_s))
+        return Rollouts(n_c, np.minimum(x_c, n_c), n_s, np.minimum(x_s, n_s))
+
+    past = clusters((1, 1000))
+    phi = estimate(list(zip(past.n_c[0], past.x_c[0], past.n_s[0], past.x_s[0], strict=True))).phi
+    runs = clusters((rollouts, polls))
+    assert phi > size
+    assert ever(follow(metric(), runs, sides="harm").harm, 1 / ALPHA) > 0.1
+    assert ever(follow(metric(), runs, sides="harm", phi=phi).harm, 1 / ALPHA) <= allowed(ALPHA, rollouts)
 
 
 def test_steps_of_growing_weight_under_a_rising_baseline_roll_back_no_good_model() -> None:
