@@ -188,7 +188,12 @@ def _tail(text: str, lines: int = 20) -> str:
 def _go_environment() -> dict[str, str]:
     environment = dict(os.environ)
     # The toolchain in hand must do: fetching another one is not allowed everywhere, and would be a surprise.
-    environment |= {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    environment |= {
+        "CGO_ENABLED": "0",
+        "GOFLAGS": "-buildvcs=false -modcacherw",
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+    }
     if "HOME" not in environment:
         environment.setdefault("GOPATH", str(cache_folder() / "gopath"))
         environment.setdefault("GOCACHE", str(cache_folder() / "go-build"))

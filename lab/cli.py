@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import urllib3
 
 from lab import build as builds
 from lab import companions
+from lab.kube import KubeError
 from lab.lab import Lab, default_folder, read_owner, read_state, start_detached
 from lab.process import LabError, is_alive
 
@@ -150,7 +152,7 @@ def main() -> None:
     """Run the command line; what goes wrong in the lab is one sentence and exit code 1."""
     try:
         lab(prog_name="python -m lab")
-    except LabError as error:
+    except (LabError, KubeError, urllib3.exceptions.HTTPError) as error:
         click.echo(f"lab: {error}", err=True)
         sys.exit(1)
 
