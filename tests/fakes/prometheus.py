@@ -45,6 +45,7 @@ FAULTS = (
     "refuse",
     "error",
     "garbage",
+    "redirect",
 )
 
 
@@ -411,6 +412,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
         elif fault.mode == "html":
             self._send(200, "text/html; charset=utf-8", b"<html><body>Log in</body></html>")
+        elif fault.mode == "redirect":
+            self._send(302, "text/html", b"moved", location="/login")
         elif fault.mode == "garbage":
             self._send(200, "application/json", b'{"status": "succ')
         elif fault.mode == "refuse":
@@ -439,9 +442,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, status: int, value: Any) -> None:
         self._send(status, "application/json", json.dumps(value).encode())
 
-    def _send(self, status: int, content_type: str, body: bytes) -> None:
+    def _send(self, status: int, content_type: str, body: bytes, location: str = "") -> None:
         try:
             self.send_response(status)
+            if location:
+                self.send_header("Location", location)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

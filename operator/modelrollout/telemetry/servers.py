@@ -112,6 +112,8 @@ def _check(settings: ServerSettings, where: str) -> None:
         raise ValueError(
             f"{where}: url is {settings.url!r}: write a URL like http://prometheus.monitoring:9090"
         )
+    if "@" in settings.url.split("/")[2]:
+        raise ValueError(f"{where}: leave the credentials out of url: use username and passwordFile")
     if settings.bearer_token and settings.bearer_token_file:
         raise ValueError(f"{where}: bearerToken and bearerTokenFile are both given: give one")
     if settings.password and settings.password_file:

@@ -115,9 +115,11 @@ cuts_of = st.lists(st.integers(1, int(LIFE) - 1).map(float), max_size=12, unique
 
 
 SCRAPES = tuple(k * EVERY for k in range(-5, 40))
+LATE = History((-500.0, 15.05), (), (0.0,), tuple(t for t in SCRAPES if t), shows_up=False)
 VANISHED = History((-500.0, 10.05), (), (0.0, 30.1), SCRAPES, shows_up=True)
 
 
+@example(history=LATE, one=(0.0, LIFE), other=(0.0, 15.0, LIFE), inner=1)  # the start was cut to the second
 @example(
     history=VANISHED, one=(0.0, LIFE), other=(0.0, 32.0, LIFE), inner=1
 )  # was counted or lost, by the cut

@@ -56,6 +56,7 @@ async def test_every_query_says_its_time_and_its_limit(
         pytest.param("503", "PrometheusRefused", "HTTP 503, unavailable: the server is starting", id="503"),
         pytest.param("error", "PrometheusRefused", "too many samples", id="a failed execution"),
         pytest.param("html", "PrometheusBadAnswer", "text/html", id="a login page"),
+        pytest.param("redirect", "PrometheusBadAnswer", "HTTP 302", id="a redirection to a login"),
         pytest.param("garbage", "PrometheusBadAnswer", "broken JSON", id="half an answer"),
         pytest.param("slow", "PrometheusTimedOut", "did not answer", id="a slow answer"),
         pytest.param("drip", "PrometheusTimedOut", "did not end its answer", id="an answer byte by byte"),
@@ -172,6 +173,7 @@ async def test_an_observer_is_told_of_every_query(fake: FakePrometheus, pool: Th
     [
         pytest.param({"url": "prometheus:9090"}, "url is 'prometheus:9090'", id="a URL without a scheme"),
         pytest.param({}, "url is ''", id="no URL"),
+        pytest.param({"url": "http://u:p@h"}, "leave the credentials out", id="credentials in the URL"),
         pytest.param({"url": "http://p", "token": "x"}, "'token' is no setting", id="an unknown key"),
         pytest.param({"url": "http://p", "headers": "x"}, "headers is 'x'", id="headers that are no mapping"),
         pytest.param(
