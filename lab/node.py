@@ -32,6 +32,10 @@ _CROWD_WORKERS = 4
 _RETRY = 0.5
 
 
+# On a pod without processes (a crowd): "false" makes the node report it as not ready, as a failing probe would.
+READY_ANNOTATION = "lab.modelrollout.dev/ready"
+
+
 class NodeAgent:
     """Registers a Node named `name` and runs the pods bound to it until `stop`."""
 
@@ -173,10 +177,12 @@ class NodeAgent:
                 path, {"gracePeriodSeconds": 0, "preconditions": {"uid": metadata["uid"]}}, missing_ok=True
             )
             return
-        if is_ready(body):
+        ready = (metadata.get("annotations") or {}).get(READY_ANNOTATION) != "false"
+        if is_ready(body) == ready and body["status"].get("podIP"):
             return
+        since = body["status"].get("startTime") or timestamp()
         statuses = [
-            container_status(container, state={"running": {"startedAt": timestamp()}}, ready=True, restarts=0)
+            container_status(container, state={"running": {"startedAt": since}}, ready=ready, restarts=0)
             for container in body["spec"]["containers"]
         ]
         with self._lock:
