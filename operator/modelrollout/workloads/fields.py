@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from ..cluster.port import FIELD_MANAGER
@@ -52,7 +53,6 @@ _SUFFIXES: Mapping[str, Decimal] = {
 _IDENTITY = frozenset({"apiVersion", "kind"})
 _IDENTITY_METADATA = frozenset({"name", "namespace", "uid", "resourceVersion"})
 _NOTHING: Mapping[str, Any] = {".": {}}  # owned fields of a map of which nothing is owned
-_TEMPLATE: Path = ("f:spec", "f:template")
 
 
 def differs(desired: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
@@ -69,8 +69,13 @@ def differences(desired: Mapping[str, Any], live: Mapping[str, Any]) -> tuple[Pa
     if own is None:
         return (("f:metadata", "f:managedFields"),)
     found = [*_lost(desired, own, ()), *_surplus(desired, own, ())]
-    found += (path for path in _values(desired, live, ()) if path[: len(_TEMPLATE)] != _TEMPLATE)
+    found += _values(_without_template(desired), live, ())
     return tuple(dict.fromkeys(found))
+
+
+def _without_template(desired: Mapping[str, Any]) -> dict[str, Any]:
+    spec = desired.get("spec") or {}
+    return {**desired, "spec": {key: value for key, value in spec.items() if key != "template"}}
 
 
 def drift(desired: Mapping[str, Any], live: Mapping[str, Any]) -> str:
@@ -115,7 +120,7 @@ def spell(path: Path) -> str:
         if kind == "f":
             text += f".{rest}" if text else rest
         elif kind in ("k", "v"):
-            key = json.loads(rest)
+            key = _parsed(rest)
             text += f"[{'/'.join(str(v) for v in key.values()) if isinstance(key, dict) else key}]"
         else:
             text += element
@@ -181,7 +186,7 @@ def _lost(want: Any, own: Mapping[str, Any], path: Path) -> Iterator[Path]:
 
 def _surplus(want: Any, own: Mapping[str, Any], path: Path) -> Iterator[Path]:
     """Fields that we own and no longer want."""
-    keys: Mapping[str, Any] = json.loads(path[-1][2:]) if path and path[-1].startswith("k:") else {}
+    keys: Mapping[str, Any] = _parsed(path[-1][2:]) if path and path[-1].startswith("k:") else {}
     for element, below in own.items():
         kind, _, rest = element.partition(":")
         if kind == "f":
@@ -191,7 +196,7 @@ def _surplus(want: Any, own: Mapping[str, Any], path: Path) -> Iterator[Path]:
             elif present:
                 yield from _surplus(want[rest], below, (*path, element))
         elif kind in ("k", "v"):
-            key = json.loads(rest)
+            key = _parsed(rest)
             items = want if isinstance(want, list) else []
             item = next((i for i in items if (_has_keys(i, key) if kind == "k" else i == key)), None)
             if item is None:
@@ -204,11 +209,17 @@ def _element_in(own: Mapping[str, Any], item: Any) -> str | None:
     """The element of a list's owned items that stands for an item."""
     for element in own:
         kind, _, rest = element.partition(":")
-        if kind == "k" and _has_keys(item, json.loads(rest)):
+        if kind == "k" and _has_keys(item, _parsed(rest)):
             return element
-        if kind == "v" and json.loads(rest) == item:
+        if kind == "v" and _parsed(rest) == item:
             return element
     return None
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Any:
+    """The key or value of an element: few, and the same in every round."""
+    return json.loads(text)
 
 
 def _has_keys(item: Any, keys: Mapping[str, Any]) -> bool:
@@ -232,6 +243,8 @@ def _element_of(item: Any, path: Path) -> str:
 
 def _values(want: Any, have: Any, path: Path) -> Iterator[Path]:
     """Fields whose wanted value is not the one that stands there."""
+    if want is have:
+        return  # the data of a record, which are taken from where they stand
     if _is_empty(want) and (_is_empty(have) or want is None or want == ""):
         return  # the server drops empty values, and fills in a default for an empty string
     if isinstance(want, dict):

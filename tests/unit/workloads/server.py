@@ -204,7 +204,14 @@ def pod_object(name: str, revision: str, *, ready_at: str | None = None, **statu
     }
 
 
-def slice_of(service: str, pods: Sequence[str], *, name: str | None = None, **conditions: Any) -> Object:
+def slice_of(
+    service: str,
+    pods: Sequence[str],
+    *,
+    name: str | None = None,
+    address: str = "10.244.0.",
+    **conditions: Any,
+) -> Object:
     """An EndpointSlice as the controller makes it."""
     return {
         "apiVersion": "discovery.k8s.io/v1",
@@ -214,10 +221,10 @@ def slice_of(service: str, pods: Sequence[str], *, name: str | None = None, **co
             "namespace": "ml",
             "labels": {"kubernetes.io/service-name": service},
         },
-        "addressType": "IPv4",
+        "addressType": "IPv6" if ":" in address else "IPv4",
         "endpoints": [
             {
-                "addresses": [f"10.244.0.{number + 1}"],
+                "addresses": [f"{address}{number + 1}"],
                 "conditions": {"ready": True, "serving": True, "terminating": False} | conditions,
                 "targetRef": {"kind": "Pod", "namespace": "ml", "name": pod, "uid": f"uid-{pod}"},
                 "nodeName": "node-1",

@@ -10,7 +10,7 @@ import pytest
 from modelrollout.api.conditions import Reason
 from modelrollout.api.status import Status
 from modelrollout.cluster.actions import Action, Apply, Create, Delete, JsonPatch
-from modelrollout.cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, kind_of
+from modelrollout.cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, SERVICE, kind_of
 from modelrollout.workloads import name_problems, workload_actions
 from tests.unit.workloads.manifests import (
     RICH,
@@ -119,6 +119,14 @@ def test_a_retired_revision_keeps_its_pods_until_its_time_is_over() -> None:
     ]
 
 
+def test_a_change_is_of_exactly_what_was_seen() -> None:
+    server = comparing()
+    live = server.get(DEPLOYMENT, f"fraud-{A}")["metadata"]
+    (action,) = plan(server, status_of(A, B, sizes=(5, 1, 0), weights=(90, 10, 0), attempt=2))
+    assert isinstance(action, Apply)
+    assert (action.obj["metadata"]["uid"], action.resource_version) == (live["uid"], live["resourceVersion"])
+
+
 def test_a_deletion_is_of_exactly_what_was_seen() -> None:
     server = comparing()
     live = server.get(DEPLOYMENT, f"fraud-{B}")
@@ -192,6 +200,21 @@ def test_records_beyond_the_limit_go_and_those_in_use_stay(limit: int, kept: set
     assert plan(server, status_of(C, attempt=3), rollout) == []
     left = server.children().controller_revisions
     assert {NAMES[name.removeprefix("fraud-")] for name in left} == kept
+
+
+def test_a_record_stays_as_long_as_its_pods() -> None:
+    server = comparing()
+    rollout = copy.deepcopy(SECOND)
+    rollout["spec"]["revisionHistoryLimit"] = 0
+    server.put(
+        {
+            "apiVersion": HTTP_ROUTE.api_version,
+            "kind": HTTP_ROUTE.kind,
+            "metadata": {"name": "fraud", "namespace": "ml"},
+            "spec": {"parentRefs": [], "rules": [{"backendRefs": [{"name": f"fraud-{B}", "port": 80}]}]},
+        }
+    )
+    assert plan(server, status_of(A, attempt=2), rollout) == []
 
 
 def test_another_name_of_the_service_for_callers_replaces_the_old_one() -> None:

@@ -71,7 +71,7 @@ ENDPOINTS: dict[str, tuple[list[Object], int]] = {
     "two IP families": (
         [
             slice_of(SERVICE, ["p1"], name="v4"),
-            slice_of(SERVICE, ["p1"], name="v6") | {"addressType": "IPv6"},
+            slice_of(SERVICE, ["p1"], name="v6", address="fd00::"),
         ],
         1,
     ),
