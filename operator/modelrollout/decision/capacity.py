@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..api.conditions import EventReason
-from ..api.status import Phase, RevisionStatus, Weights
+from ..api.status import Phase, RevisionStatus, Status, Weights
 from ..evidence.engine import raise_weight
 from .round import Round
 
@@ -22,8 +22,9 @@ class Pods:
 
     @property
     def share(self) -> int:
-        """Share of the candidate's pods, in whole percent, rounded down."""
-        return 100 * self.candidate // (self.candidate + self.baseline)
+        """Share of the candidate's pods, in whole percent, rounded down; one pod among hundreds is 1 and not nothing."""
+        share = 100 * self.candidate // (self.candidate + self.baseline)
+        return max(share, min(1, self.candidate))
 
 
 def _ceil(numerator: int, denominator: int) -> int:
@@ -62,8 +63,12 @@ def needed(round: Round) -> int:
     if round.pod_ratio:
         return pods_at(round, _step_weight(round)).candidate
     at_raise = round.status.step.baseline_ready if round.status.step else 0
-    baseline = max(at_raise, round.view(round.status.stable).ready)
-    return max(1, _ceil(min(round.capacity, baseline) * weight, 100))
+    serving = max(at_raise, round.view(round.status.stable).ready)
+    if round.lean:
+        # The baseline shrank for it, so both sides together say what the traffic needs.
+        serving += round.view(round.status.candidate).ready
+    wanted = max(1, _ceil(min(round.capacity, serving) * weight, 100))
+    return min(wanted, pods_at(round, weight).candidate) if round.lean else wanted
 
 
 def _step_weight(round: Round) -> int:
@@ -94,6 +99,11 @@ def _carried(weight: int, ready: int, wanted: int) -> int:
     return weight if ready >= wanted else weight * ready // wanted
 
 
+def _carried_back(baseline_ready: int, size: int) -> int:
+    """The candidate's weight that as many ready baseline pods, of `size` for all traffic, can't carry yet."""
+    return 100 - min(100, 100 * baseline_ready // size)
+
+
 def set_weights(round: Round) -> Round:
     """The round with the weights that are to stand in the route."""
     status = round.status
@@ -119,10 +129,11 @@ def _forward(round: Round) -> Round:
     wanted, weight = needed(round), goal(round)
     low = _carried(weight, candidate.ready, wanted)
     high = _carried(weight, round.settled(round.status.candidate), wanted)
-    if present > weight and candidate.ready > 0:
-        # Coming from an emergency, the baseline gets back what its ready pods can carry.
-        back = 100 - min(100, 100 * baseline.ready // round.capacity)
-        chosen = min(present, max(low, back))
+    if round.pod_ratio and candidate.ready and min(weight, present):
+        low = max(1, low)  # the ratio of pods says how much; 0 would pin the Service and take all of it away
+    if present > weight and candidate.ready > 0 and _after_emergency(round):
+        # The baseline gets back what its ready pods can carry.
+        chosen = min(present, max(low, _carried_back(baseline.ready, round.capacity)))
     elif present > low:
         chosen = low
     elif round.may_raise and high > present and not _others_answer(round):
@@ -130,6 +141,12 @@ def _forward(round: Round) -> Round:
     else:
         chosen = present
     return _move(round, chosen)
+
+
+def _after_emergency(round: Round) -> bool:
+    """Whether S1 gave the candidate more than the step; a step that was lowered or parked is followed at once."""
+    before = replace(round, status=round.before)
+    return round.before.weights.candidate > goal(before)
 
 
 def _others_answer(round: Round) -> bool:
@@ -169,22 +186,30 @@ def _watching(round: Round) -> Round:
         return round
     if stable.ready == 0:
         return _emergency(round.put(weights=Weights(previous=100)), role="previous revision")
-    weight = 0 if status.watch.ending else round.holdback
-    if round.pod_ratio and weight:
-        weight = 100 - pods_at(round, 100 - weight).share
+    weight = _watch_weight(round)
     if status.watch.ending and round.lean and stable.ready < round.capacity:
         weight = present  # its pods are still needed to carry the traffic
     pods = pods_at(round, 100 - weight).baseline if round.lean else _ceil(round.capacity * weight, 100)
     low = _carried(weight, previous.ready, max(1, pods))
-    if present > low:
-        # Coming from an emergency, the serving revision gets back what its ready pods can carry.
-        back = 100 - min(100, 100 * stable.ready // round.capacity)
-        chosen = min(present, max(low, back)) if present > weight else low
+    before = replace(round, status=round.before)
+    emergency = round.before.phase == Phase.WATCHING and present > _watch_weight(before)
+    if present > weight and previous.ready and emergency:
+        # The serving revision gets back what its ready pods can carry.
+        chosen = min(present, max(low, _carried_back(stable.ready, round.capacity)))
+    elif present > low:
+        chosen = low
     elif round.settled(status.previous) >= pods:
         chosen = weight
     else:
         chosen = present
     return round.put(weights=Weights(stable=100 - chosen, previous=chosen))
+
+
+def _watch_weight(round: Round) -> int:
+    """The weight that the previous revision is to have while watching, before the safety rules."""
+    ending = round.status.watch is not None and round.status.watch.ending
+    weight = 0 if ending else round.holdback
+    return 100 - pods_at(round, 100 - weight).share if round.pod_ratio and weight else weight
 
 
 def _backward(round: Round) -> Round:
@@ -195,7 +220,7 @@ def _backward(round: Round) -> Round:
     if baseline.ready == 0 and candidate.ready == 0:
         return round
     size = status.capacity_at_start or round.capacity
-    weight = min(present, 100 - min(100, 100 * baseline.ready // size))
+    weight = min(present, _carried_back(baseline.ready, size))
     late = (
         status.rolling_back_since is not None
         and round.now >= status.rolling_back_since + round.spec.progress_deadline
@@ -234,6 +259,28 @@ def _sized(role: RevisionStatus | None, desired: int, round: Round) -> RevisionS
     return role.model_copy(update={"desired": desired, "ready": round.view(role).ready})
 
 
+def _shrunk(round: Round, role: RevisionStatus, wanted: int, weight: int) -> int:
+    """S3: pods that carried weight go only when that weight is gone and read back, and drainDelay is over. Where the
+    ratio of pods makes the split, a pod that goes *is* weight that goes, until the Service is pinned."""
+    if wanted >= role.desired or (round.pod_ratio and weight):
+        return wanted
+    since = round.seen.route.routed_since
+    written = _by_revision(round.before) == _by_revision(round.status)
+    if not written or since is None or round.now < since + round.spec.drain_delay:
+        return role.desired
+    return min(role.desired, max(wanted, round.capacity * weight // 100))
+
+
+def _by_revision(status: Status) -> dict[str, int]:
+    weights = status.weights
+    pairs = (
+        (status.stable, weights.stable),
+        (status.candidate, weights.candidate),
+        (status.previous, weights.previous),
+    )
+    return {role.revision: weight for role, weight in pairs if role and weight}
+
+
 def _comparing_sizes(round: Round) -> tuple[int, int, int]:
     status, capacity = round.status, round.capacity
     assert status.candidate is not None
@@ -242,35 +289,57 @@ def _comparing_sizes(round: Round) -> tuple[int, int, int]:
         return capacity, 0, 0  # nothing is created before somebody resumes
     ready = round.view(status.candidate).ready
     if round.view(status.stable).ready == 0 and ready > 0:
-        return capacity, capacity, 0  # S1: it carries everything, so it gets the size for it
+        return capacity, max(capacity, present), 0  # S1: it carries everything, so it gets the size for it
     weight = round.plan_step.weight
     if not round.lean:
         return capacity, max(present, 1, _ceil(capacity * weight, 100)), 0
-    pods = pods_at(round, weight)
-    # One surge pod: the candidate grows by one, then the baseline shrinks by one.
-    grown = max(present, min(pods.candidate, ready + 1))
-    return max(pods.baseline, capacity - round.settled(status.candidate)), grown, 0
+    return _exchanged_sizes(round, pods_at(round, weight))
+
+
+def _exchanged_sizes(round: Round, pods: Pods) -> tuple[int, int, int]:
+    """One surge pod: the candidate grows by one, then the baseline shrinks by one; the other way round if the plan was
+    lowered."""
+    status, capacity = round.status, round.capacity
+    assert status.candidate is not None
+    assert status.stable is not None
+    baseline, candidate = round.view(status.stable), round.view(status.candidate)
+    present, room = status.candidate.desired, capacity + 1 - status.stable.desired
+    if present <= pods.candidate:
+        grown = max(present, min(pods.candidate, candidate.ready + 1, max(1, room)))
+    else:
+        left = min(present, max(pods.candidate, capacity - baseline.ready))
+        grown = _shrunk(round, status.candidate, left, status.weights.candidate)
+    shrunk = max(pods.baseline, capacity - round.settled(status.candidate))
+    return _shrunk(round, status.stable, shrunk, status.weights.stable), grown, 0
 
 
 def _promoting_sizes(round: Round) -> tuple[int, int, int]:
     status, capacity = round.status, round.capacity
     assert status.candidate is not None
-    if not round.lean:
-        return capacity, capacity, 0
+    if not round.lean or (round.view(status.stable).ready == 0 and round.view(status.candidate).ready):
+        return capacity, max(capacity, status.candidate.desired), 0
     pods = pods_at(round, 100 - round.holdback)
-    grown = max(status.candidate.desired, min(pods.candidate, round.view(status.candidate).ready + 1))
-    return max(pods.baseline, capacity - round.settled(status.candidate)), grown, 0
+    # With nothing held back, one pod of the baseline stays until the traffic has left it.
+    return _exchanged_sizes(round, replace(pods, baseline=max(1, pods.baseline)))
 
 
 def _watching_sizes(round: Round) -> tuple[int, int, int]:
     status, capacity = round.status, round.capacity
     assert status.watch is not None
+    assert status.stable is not None
+    assert status.previous is not None
+    weights, kept = status.weights, capacity
+    if round.view(status.stable).ready == 0 and round.view(status.previous).ready:
+        return capacity, 0, capacity  # S1: the previous revision carries everything
     if round.holdback == 0:
-        return capacity, 0, _ceil(capacity * round.spec.watch.standby, 100)
-    if not round.lean:
-        return capacity, 0, capacity
-    pods = pods_at(round, 100 - round.holdback)
-    return (capacity if status.watch.ending else pods.candidate), 0, pods.baseline
+        kept = _ceil(capacity * round.spec.watch.standby, 100)
+        kept = min(kept, status.previous.desired) if round.lean else kept
+    elif round.lean:
+        kept = pods_at(round, 100 - round.holdback).baseline
+    serving = capacity
+    if round.lean and round.holdback and not status.watch.ending:
+        serving = _shrunk(round, status.stable, capacity - kept or 1, weights.stable)
+    return serving, 0, _shrunk(round, status.previous, kept, weights.previous)
 
 
 def _backward_sizes(round: Round) -> tuple[int, int, int]:
@@ -280,9 +349,13 @@ def _backward_sizes(round: Round) -> tuple[int, int, int]:
     assert status.candidate is not None
     present = status.candidate.desired
     baseline, candidate = round.view(status.stable), round.view(status.candidate)
-    if round.lean and baseline.ready:
-        present = min(present, max(1, capacity - baseline.ready))
     stuck = baseline.ready < capacity and any(text.startswith("Unschedulable") for text in baseline.waiting)
-    if stuck and candidate.pods <= present and present > 1:
-        present -= 1
+    if stuck:
+        freeing = candidate.pods <= present and present > 1
+        return capacity, present - 1 if freeing else present, 0
+    if baseline.ready == 0 and candidate.ready:
+        return capacity, max(capacity, present), 0  # S1: it carries everything
+    if round.lean and baseline.ready:
+        left = min(present, max(1, capacity - baseline.ready))
+        present = _shrunk(round, status.candidate, left, status.weights.candidate)
     return capacity, present, 0

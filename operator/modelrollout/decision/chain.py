@@ -82,11 +82,11 @@ def superseded(round: Round) -> Round | None:
     known = {role.revision for role in (status.stable, status.previous, status.rejected) if role}
     if named in known:
         return None
-    if round.phase == W:
-        return (
-            None if _watch_gone(round) else end_watch(round, f"the spec names {named}: the watch ends early")
-        )
-    return begin(round)
+    if round.phase != W:
+        return begin(round)
+    # Once the end is decided, link 16 waits for it, and starts the new one in the same commit.
+    ending = round.status.watch is not None and round.status.watch.ending
+    return None if ending else end_watch(round, f"the spec names {named}: the watch ends early")
 
 
 def retried(round: Round) -> Round | None:
@@ -115,7 +115,10 @@ def too_late(round: Round) -> Round | None:
     if deadline is None or round.now < deadline:
         return None
     view = round.view(round.status.candidate)
-    if view.ready < (round.status.candidate.desired if round.status.candidate else 0):
+    short = view.ready < (round.status.candidate.desired if round.status.candidate else 0)
+    if not short and round.seen.route.routed_since is not None:
+        return None  # all is there, if late: an operator that was away must not roll back what works
+    if short:
         why = f"{pods_summary(round, round.status.candidate)} within progressDeadline"
         return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)
     problem = round.seen.route.problem or "its new weights were not accepted"
@@ -139,18 +142,23 @@ def unstable(round: Round) -> Round | None:
 
 
 def harmful(round: Round) -> Round | None:
-    """Proven harm, or a guardrail that was breached often enough; one rogue pod only holds."""
+    """Proven harm, or a guardrail that was breached often enough."""
     for guardrail in round.judged.guardrails:
-        if guardrail.breached and guardrail.gating:
+        if guardrail.breached and guardrail.gating and guardrail.value is not None:
             why = f"{guardrail.name} is {guardrail.value:g}, wanted {guardrail.bound}, {guardrail.breaches} times in a row"
             return go_back(round.say(EventReason.GUARDRAIL_BREACHED, why), Reason.GUARDRAIL_BREACHED, why)
     assessment = round.judged.assessment
-    if assessment is None:
+    if assessment is None or not assessment.harm or assessment.harmless:
         return None
-    if assessment.harm and not assessment.harmless:
-        why = harm_summary(assessment)
-        return go_back(round.say(EventReason.HARM_PROVEN, why), Reason.HARM_PROVEN, why)
-    if not assessment.outlier:
+    why = harm_summary(assessment)
+    return go_back(round.say(EventReason.HARM_PROVEN, why), Reason.HARM_PROVEN, why)
+
+
+def outlier(round: Round) -> Round | None:
+    """Harm that rests on one group of pods holds: it may be a node and not the model. What people ask for, the deadline
+    and an outage come first, or the hold would have no end."""
+    assessment = round.judged.assessment
+    if assessment is None or not assessment.outlier or _watch_ending(round):
         return None
     pod = assessment.outlier_pod or "one group of pods"
     why = f"harm rests on {pod} alone: look at that pod and its node"
@@ -158,7 +166,7 @@ def harmful(round: Round) -> Round | None:
         round = round.put(outlier_since=round.now).say(EventReason.POD_OUTLIER, why)
     if round.phase == W and _watch_over(round):
         return None
-    return round.wait(Reason.POD_OUTLIER, why)
+    return _going(round).wait(Reason.POD_OUTLIER, why, active_runs=round.comparing)
 
 
 # 8, 8a: decisions that were handed over
@@ -206,7 +214,7 @@ def paused(round: Round) -> Round | None:
     reason = next((known for known in _PAUSES if pause and known == pause.reason), Reason.PAUSED)
     detail = _PAUSES.get(reason, "paused by spec.paused")
     if round.phase == W:
-        return None if _watch_over(round) else round.wait(reason, f"watch held: {detail}")
+        return None if _watch_ending(round) else round.wait(reason, f"watch held: {detail}")
     return _paused(round, reason, detail)
 
 
@@ -238,7 +246,7 @@ def metrics_away(round: Round) -> Round | None:
     if not blind(round):
         return None
     status = round.status
-    if round.phase == W and _watch_over(round):
+    if round.phase == W and (_watch_over(round) or _watch_ending(round)):
         return None
     scraped = round.judged.data is not Data.NOT_SCRAPED
     reason = Reason.METRICS_UNAVAILABLE if scraped else Reason.NOT_SCRAPED
@@ -264,7 +272,10 @@ def not_carried(round: Round) -> Round | None:
         return going.wait(
             Reason.ROUTE_CONTESTED, f"{route.contested_by} keeps changing the route", active_runs=True
         )
-    if status.weights.candidate != goal(round):
+    if round.view(status.stable).ready == 0 and status.weights.candidate == 100:
+        why = f"no pod of the baseline is ready, so the candidate carries everything: {pods_summary(round, status.stable)}"
+        return going.wait(Reason.STABLE_UNAVAILABLE, why, active_runs=True)
+    if status.weights.candidate != goal(round) or round.view(status.candidate).ready < needed(round):
         ready = round.settled(status.candidate) >= needed(round)
         what = "pods are ready, weight follows" if ready else pods_summary(round, status.candidate)
         return going.wait(Reason.AWAITING_PODS, what, active_runs=True)
@@ -273,7 +284,7 @@ def not_carried(round: Round) -> Round | None:
         return going.wait(Reason.AWAITING_ROUTE, f"waiting for the route{detail}", active_runs=True)
     if status.split_off_since is None:
         return None
-    why = f"the split is off: {round.judged.split_off}"
+    why = f"the split is off: {round.judged.split_off or 'not what the route says'}"
     if round.now < status.split_off_since + round.timing.split_hold:
         return going.wait(Reason.TRAFFIC_MISMATCH, why, active_runs=True)
     round = hold(round, Reason.TRAFFIC_MISMATCH).say(EventReason.TRAFFIC_MISMATCH, why)
@@ -291,6 +302,10 @@ def unfinished(round: Round) -> Round | None:
     """The step has not lasted long enough, or has not seen enough requests."""
     round = replace(_going(round), may_raise=True)
     step = round.step
+    if step.started_at is None:
+        return round.wait(
+            Reason.AWAITING_ROUTE, "the step starts once its weight is routed", active_runs=True
+        )
     over = step.ends_at if step.ends_at is not None else round.now + (step.left or 0.0)
     if round.now < over:
         return round.wait(Reason.AWAITING_DURATION, evidence_summary(round), step_runs=True, active_runs=True)
@@ -333,6 +348,8 @@ def further_step(round: Round) -> Round | None:
     running = {"step_runs": True, "active_runs": True}
     if round.frozen:
         return going.wait(Reason.PROGRESSING, "the next step waits for an acceptable spec", **running)
+    if _unlooked(round):
+        return going.wait(Reason.AWAITING_DATA, "nothing was polled yet", **running)
     if round.spec.analysis.mode == "On" and not status.unproven:
         blank = [m.name for m in _gating(round) if not m.has_data]
         if round.judged.assessment is None or blank:
@@ -341,6 +358,12 @@ def further_step(round: Round) -> Round | None:
         if round.plan_step.planned and not _evidence_allows(round, status.plan[step.index + 1].weight):
             return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
     return advance(going)
+
+
+def _unlooked(round: Round) -> bool:
+    """Whether Prometheus was not asked yet, as after a restart; going on without proof is not going on without a look."""
+    judged = round.judged
+    return round.spec.analysis.mode == "On" and judged.assessment is None and judged.data is Data.NONE
 
 
 def _evidence_allows(round: Round, weight: int) -> bool:
@@ -389,7 +412,7 @@ def finished(round: Round) -> Round | None:
     nothing_to_prove = not any(metric.gating and metric.kind != "guardrail" for metric in analysis.metrics)
     if nothing_to_prove and polls >= SETTLED_POLLS:
         return promote(going, unproven=True, why="no gating metric carries an error bound")
-    if round.status.unproven:
+    if round.status.unproven and not _unlooked(round):
         return promote(
             going, unproven=True, why="the deadline passed without proof", reason=Reason.INCONCLUSIVE
         )
@@ -422,7 +445,8 @@ def _promotion_ends(round: Round) -> Round:
     status = round.status
     round = replace(round, may_raise=True)
     complete = round.view(status.candidate).ready >= full_size(round)
-    if not complete or status.weights.candidate != full_weight(round):
+    # It may have more: all of it, when the baseline lost its last ready pod.
+    if not complete or status.weights.candidate < full_weight(round):
         return round.wait(Reason.AWAITING_PODS, pods_summary(round, status.candidate))
     if not round.routed:
         return round.wait(Reason.AWAITING_ROUTE, "waiting for the route")
@@ -434,18 +458,16 @@ def _watch_over(round: Round) -> bool:
     return watch is not None and round.now >= watch.latest
 
 
-def _watch_gone(round: Round) -> bool:
-    """Whether the end of the watch has been decided and its traffic is gone and read back."""
-    status = round.status
-    assert status.watch is not None
-    return status.watch.ending and status.weights.previous == 0 and round.routed
+def _watch_ending(round: Round) -> bool:
+    """Whether the end of the watch has been decided; then nothing but the way back stops it."""
+    return round.phase == W and round.status.watch is not None and round.status.watch.ending
 
 
 def _watch_ends(round: Round) -> Round:
     watch = round.status.watch
     assert watch is not None
-    if _watch_gone(round):
-        return settle_watch(round)
+    if watch.ending and round.status.weights.previous == 0 and round.routed:
+        return _start_named(settle_watch(round))
     if watch.ending:
         return round.wait(Reason.WATCHING, "taking the last traffic from the previous revision")
     due = watch.ends_at if watch.ends_at is not None else round.now + (watch.left or 0.0)
@@ -462,7 +484,13 @@ def _way_back_ends(round: Round) -> Round:
     gone = status.candidate is not None and serving.get(status.candidate.revision, 0) == 0
     if status.weights.candidate or not round.routed or not gone:
         return round.wait(Reason.ROLLING_BACK, why)
-    return settle_rollback(round)
+    return _start_named(settle_rollback(round))
+
+
+def _start_named(round: Round) -> Round:
+    """At rest: start what the spec names by now, in the same commit, so that nobody reads Healthy for a spec that is not
+    served."""
+    return round if round.frozen else superseded(round) or round
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,6 +518,7 @@ CHAIN: tuple[Link, ...] = (
     Link("8a", C, deadline_passed),
     Link("9", (*C, W), paused),
     Link("10", (*C, W), metrics_away),
+    Link("7", (*C, P, W), outlier),
     Link("11", C, not_carried),
     Link("12", C, unfinished),
     Link("13", C, unapproved),

@@ -150,7 +150,8 @@ _BLANK = Spec.from_wire({"workload": {}, "service": {"ports": [{"port": 80}]}})
 def _enter(round: Round) -> Round:
     """The first round of an object: a restored cluster goes on with what serves, else this is the first deployment."""
     pinned = round.seen.pinned
-    if round.status.phase is None and pinned and round.seen.of(pinned).ready:
+    # Invalid with nothing that serves is as good as empty: the first spec that was read was a bad one.
+    if pinned and round.seen.of(pinned).ready:
         return run_chain(adopt_serving(round, pinned))
     return first_deployment(round)
 
@@ -171,17 +172,31 @@ def apply_requests(round: Round) -> Round:
             round = round.put(deadline_at=None, deadline_left=round.spec.analysis.deadline)
         if pause.reason == Reason.TRAFFIC_MISMATCH:
             round = round.put(split_off_since=None)
-    return round
+    return _resume_watch(round)
+
+
+def _resume_watch(round: Round) -> Round:
+    """The round with what a pause took from the watch given back: only what is held without being asked for is bounded
+    by `watch.latest`."""
+    watch, before = round.status.watch, round.wish.fallback
+    held = round.before.pause is not None or (before is not None and before.paused)
+    if watch is None or watch.left is None or not held or round.status.pause or round.spec.paused:
+        return round
+    return round.put(watch=watch.model_copy(update={"latest": max(watch.latest, round.now + watch.left)}))
 
 
 def note_pods(round: Round) -> Round:
     """The round with losses of readiness counted: each time fewer pods are ready than the present weight needs."""
-    if not round.comparing or round.status.step is None or round.step.started_at is None:
+    candidate = round.status.candidate
+    if not round.comparing or round.status.step is None or round.step.started_at is None or candidate is None:
         return round
-    short = round.view(round.status.candidate).ready < needed(round)
+    ready = round.view(candidate).ready
+    short = ready < needed(round)
     if short == round.step.short:
         return round
-    drops = min(UNSTABLE_LIMIT, round.step.ready_drops + 1) if short else round.step.ready_drops
+    # More may be needed because the baseline grew; that is no fault of the candidate's.
+    fell = short and ready < candidate.ready
+    drops = min(UNSTABLE_LIMIT, round.step.ready_drops + fell)
     return round.put_step(short=short, ready_drops=drops)
 
 
@@ -204,6 +219,10 @@ def note_data(round: Round) -> Round:
         round = round.put(split_off_since=since if judged.split_off and not round.pod_ratio else None)
     if judged.assessment is not None and not judged.assessment.outlier:
         round = round.put(outlier_since=None)
+    if judged.assessment is not None and round.comparing and round.status.step is not None:
+        # A metric whose test began anew counts from 0 again.
+        fewer = min(round.step.requests_at_start, counted_requests(round))
+        round = round if fewer == round.step.requests_at_start else round.put_step(requests_at_start=fewer)
     return round
 
 
@@ -245,8 +264,10 @@ def _progress_deadline(round: Round) -> Round:
     there = role.ready >= role.desired and (round.seen.route.routed_since is not None) and written
     if there:
         return round.put(progress_deadline_at=None) if phase != Phase.ROLLING_BACK else round
-    lacking = role.desired > old or role.ready == 0 or round.seen.route.routed_since is None
-    if status.progress_deadline_at is None and lacking:
+    # Pods that are exchanged one by one each get their time; the way back has one end.
+    rose = role.desired > old and phase != Phase.ROLLING_BACK
+    lacking = role.ready == 0 or round.seen.route.routed_since is None
+    if rose or (status.progress_deadline_at is None and lacking):
         return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
     return round
 
@@ -261,9 +282,8 @@ def _weight_event(round: Round) -> Round:
     same_sides = round.before.phase == round.status.phase
     if not same_sides or old == new or not round.comparing:
         return round
-    return round.say(
-        EventReason.WEIGHT_CHANGED, f"candidate {old.candidate} % → {new.candidate} % ({round.waiting})"
-    )
+    why = f": {round.waiting}" if round.waiting else ""
+    return round.say(EventReason.WEIGHT_CHANGED, f"candidate {old.candidate} % → {new.candidate} %{why}")
 
 
 def next_time(round: Round) -> float | None:
@@ -285,6 +305,7 @@ def next_time(round: Round) -> float | None:
         times.append(status.outage_since + round.spec.analysis.outage)
     if round.seen.route.routed_since is not None:
         times.append(round.seen.route.routed_since + timing.data_plane)
+        times.append(round.seen.route.routed_since + round.spec.drain_delay)
     for role in (status.candidate, status.previous):
         times.extend(since + timing.raise_after for since in round.view(role).ready_since)
     return min((time for time in times if time is not None and time > round.now), default=None)

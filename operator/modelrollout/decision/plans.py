@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..api.status import PlanStep
+from ..evidence.engine import new_step
 from ..planning.steps import compile_steps
 from .round import Round
 from .transitions import first_step
@@ -28,6 +31,8 @@ def follow_plan(round: Round) -> Round:
     index = new.index(chosen)
     if chosen.weight == present.weight:
         return _same_weight(round, new, index, present)
+    if round.state is not None:
+        round = replace(round, state=new_step(round.state))
     return round.put(plan=new, step=_entered(round, new, index))
 
 

@@ -162,11 +162,21 @@ def _progress(round: Round) -> Iterator[Wanted]:
         yield Wanted(ConditionType.READY, "False", why, message)
         yield Wanted(ConditionType.STALLED, "True", why, message)
         return
-    if status.phase == Phase.HEALTHY and status.stable is not None and status.stable.ready == 0:
+    if _names_another(round):
+        # Whoever waits for the spec that was just written must not take the watch of the last one for its end.
+        ready, reason, why = "Unknown", Reason.SUPERSEDED, Reason.SUPERSEDED
+    elif status.phase == Phase.HEALTHY and status.stable is not None and status.stable.ready == 0:
         ready, reason = "False", Reason.STABLE_UNAVAILABLE
     yield Wanted(ConditionType.READY, ready, reason, message)  # type: ignore[arg-type]
-    if status.phase not in (Phase.WATCHING, Phase.HEALTHY) or reason is Reason.STABLE_UNAVAILABLE:
+    if status.phase not in (Phase.WATCHING, Phase.HEALTHY) or ready != "True":
         yield Wanted(ConditionType.RECONCILING, "True", why, message)
+
+
+def _names_another(round: Round) -> bool:
+    """Whether the watch ends because the spec names a third revision."""
+    status = round.status
+    roles = (status.stable, status.previous)
+    return status.phase == Phase.WATCHING and round.wish.revision not in {r.revision for r in roles if r}
 
 
 def _metrics_available(round: Round) -> Wanted:
@@ -189,8 +199,8 @@ def _traffic_verified(round: Round) -> Wanted:
     kind, route = ConditionType.TRAFFIC_VERIFIED, round.seen.route
     if route.contested_by:
         return Wanted(kind, "False", Reason.ROUTE_CONTESTED, f"{route.contested_by} keeps changing the route")
-    if round.judged.split_off:
-        return Wanted(kind, "False", Reason.TRAFFIC_MISMATCH, round.judged.split_off)
+    if round.judged.split_off or round.status.split_off_since is not None:
+        return Wanted(kind, "False", Reason.TRAFFIC_MISMATCH, round.judged.split_off or "")
     if round.seen.route.routed_since is None:
         return Wanted(kind, "Unknown", Reason.AWAITING_ROUTE, route.problem or "")
     return Wanted(kind, "True", Reason.TRAFFIC_VERIFIED)

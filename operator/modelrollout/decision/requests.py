@@ -42,6 +42,8 @@ def read_requests(round: Round) -> Round:
 def _mismatch(round: Round, request: Request) -> str:
     """Why a request does not apply; empty if it does."""
     key, phase, status = annotation_of(request.verb), round.phase, round.status
+    if round.frozen and request.verb in ("promote", "retry"):
+        return f"{key}: nothing moves forward until the spec is accepted; put it right, then ask again"
     if phase not in _PHASES[request.verb]:
         return f"{key}: there is nothing to {request.verb} in phase {phase}"
     if phase == Phase.ROLLED_BACK:
@@ -51,6 +53,9 @@ def _mismatch(round: Round, request: Request) -> str:
         target = role.revision if role else None
     if request.revision != target:
         return f"{key} names revision {request.revision}, but it is {target} now: nothing was done"
+    if request.verb == "resume" and status.pause is None:
+        held = ": spec.paused is true, set it to false" if round.spec.paused else ""
+        return f"{key}: there is no pause to resume from{held}"
     if request.verb == "approve" and request.step != round.step.id:
         return f"{key} names step {request.step}, but the current step is {round.step.id}: nothing was done"
     return ""

@@ -43,18 +43,21 @@ def begin(round: Round) -> Round:
     capacity = round.spec.workload.replicas
     plan = list(compile_steps(round.spec, attempt=attempt, capacity=capacity))
     entry = HistoryEntry(attempt=attempt, revision=revision, model=label, started_at=round.now)
+    # A revision that comes back while it retires keeps its pods: they may still be answering (S3).
+    kept = max((gone.desired for gone in round.status.retiring if gone.revision == revision), default=0)
+    restarts = round.seen.of(revision).restarts
     round = round.put(
         phase=Phase.PROGRESSING,
         attempt=attempt,
         unproven=False,
-        candidate=RevisionStatus(revision=revision, model=label, since=round.now),
+        candidate=RevisionStatus(revision=revision, model=label, since=round.now, desired=kept),
         previous=None,
         retiring=[gone for gone in round.status.retiring if gone.revision != revision],
         rejected=None,
         capacity_at_start=capacity,
         weights=Weights(stable=100),
         plan=plan,
-        step=first_step(plan, 0),
+        step=first_step(plan, 0).model_copy(update={"restarts_at_start": restarts}),
         pause=None,
         deadline_at=None,
         deadline_left=round.spec.analysis.deadline,
@@ -74,7 +77,8 @@ def begin(round: Round) -> Round:
     shown = f"{label} ({revision})" if label else revision
     stable = round.status.stable.revision if round.status.stable else "nothing"
     round = round.say(EventReason.ROLLOUT_STARTED, f"attempt {attempt}: {shown} is tried against {stable}")
-    return replace(round, state=None, step_runs=False)
+    round = round.wait(Reason.AWAITING_PODS, "the candidate's pods are being created")
+    return replace(round, state=None)
 
 
 def first_deployment(round: Round) -> Round:
@@ -102,9 +106,10 @@ def first_deployment(round: Round) -> Round:
 
 def adopt_serving(round: Round, revision: str) -> Round:
     """A restored cluster: the revision that serves is the stable one, and nothing is compared with the past."""
+    label = model_label(round) if revision == round.wish.revision else None
     return round.put(
         phase=Phase.HEALTHY,
-        stable=RevisionStatus(revision=revision, since=round.now, ever_ready=True),
+        stable=RevisionStatus(revision=revision, model=label, since=round.now, ever_ready=True),
         weights=Weights(stable=100),
     )
 
@@ -124,7 +129,9 @@ def advance(round: Round) -> Round:
     done, plan = round.step, round.status.plan
     step = first_step(plan, index)
     view = round.view(round.status.candidate)
-    round = round.put(step=step.model_copy(update={"restarts_at_start": view.restarts}))
+    # What the baseline needed at the last raise still counts until the next one (S2).
+    kept = {"restarts_at_start": view.restarts, "baseline_ready": done.baseline_ready}
+    round = round.put(step=step.model_copy(update=kept))
     if round.state is not None:
         round = replace(round, state=new_step(round.state))
     round = round.say(EventReason.STEP_COMPLETED, f"step {done.display} completed")
@@ -250,8 +257,9 @@ def settle_rollback(round: Round) -> Round:
     entry = status.history[0] if status.history else None
     outcome = (entry.outcome if entry else None) or Outcome.ROLLED_BACK
     reason, why = (entry.reason or "", entry.message or "") if entry else ("", "")
-    rolled_back = outcome in (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK_AFTER_PROMOTION)
-    gone = status.candidate
+    gone, named = status.candidate, "" if round.frozen else round.wish.revision
+    stable = status.stable.revision if status.stable else None
+    rolled_back = outcome in (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK_AFTER_PROMOTION) and named != stable
     round = round.put(
         phase=Phase.ROLLED_BACK if rolled_back else Phase.HEALTHY,
         candidate=None,

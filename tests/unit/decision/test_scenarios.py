@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -447,7 +448,7 @@ def test_mode_off_promotes_after_the_steps_unproven() -> None:
 class TestPodRatio:
     """Readiness is weight."""
 
-    def world(self, **changes: object) -> World:
+    def world(self, **changes: Any) -> World:
         return World(spec=spec_of(traffic={"podRatio": {}}, **changes)).healthy().release("2")
 
     def test_pods_are_exchanged_with_one_surge_pod_at_most(self) -> None:

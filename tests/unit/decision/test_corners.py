@@ -1,0 +1,419 @@
+"""Corners of the chain that a review against the design found wrong or unguarded, each as a short story."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modelrollout.decision.decide import decide
+from modelrollout.decision.types import Data, GuardrailReading, Judgement
+
+from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of
+
+OUTLIER = replace(NEUTRAL, assessment=assessment(outlier=True))
+
+
+@pytest.fixture
+def world() -> World:
+    """A healthy rollout of version 1 with version 2 just named."""
+    return World().healthy().release("2")
+
+
+def started(world: World) -> World:
+    """Until the clock of the first step runs."""
+    for _ in range(30):
+        world.tick(5)
+        if world.status.step and world.status.step.started_at:
+            return world
+    raise AssertionError(world.status.message)
+
+
+def workload(**changes: Any) -> dict[str, Any]:
+    return {**spec_of()["workload"], **changes}
+
+
+def analysis(**changes: Any) -> dict[str, Any]:
+    return {**spec_of()["analysis"], **changes}
+
+
+class TestWaitsEnd:
+    """A rollout never stalls silently."""
+
+    def test_the_deadline_goes_on_while_a_pod_outlier_holds(self) -> None:
+        world = World(spec=spec_of(analysis=analysis(deadline="20m"))).healthy().release("2")
+        started(world).judge(OUTLIER).until("Paused", limit=1400)
+        assert world.condition("Reconciling") == ("True", "Inconclusive")
+
+    @pytest.mark.parametrize(("verb", "phase"), [("promote", "Promoting"), ("pause", "Paused")])
+    def test_people_are_heard_while_a_pod_outlier_holds(self, world: World, verb: str, phase: str) -> None:
+        started(world).judge(OUTLIER).run(20)
+        world.ask(verb).until(phase, limit=30)
+
+    def test_a_promotion_ends_though_the_baseline_died(self, world: World) -> None:
+        started(world).ask("promote").until("Promoting")
+        assert world.status.stable
+        world.lose(world.status.stable.revision, 4)
+        world.until("Watching", limit=200)
+        assert world.status.weights.stable == 100
+
+    def test_without_proof_is_not_without_a_look(self) -> None:
+        spec = spec_of(analysis=analysis(deadline="20m", onInconclusive="Promote"))
+        world = started(World(spec=spec).healthy().release("2"))
+        world.judge(NEUTRAL, assessment=assessment(has_data=False)).run(1200)
+        world.judge(Judgement()).run(600)
+        assert world.status.phase == "Progressing"
+        world.judge(NEUTRAL, data=Data.NO_TRAFFIC, assessment=assessment(has_data=False)).until("Watching")
+
+    def test_requests_are_counted_anew_when_a_test_begins_anew(self) -> None:
+        steps = [{"weight": 10}, {"weight": 20, "minRequests": 500}, {"weight": 50}]
+        world = World(spec=spec_of(strategy={"canary": {"steps": steps}})).healthy().release("2")
+        started(world).run(90)
+        assert world.status.step
+        assert world.status.step.index == 1
+        world.judge(NEUTRAL, assessment=assessment(requests=100)).run(30)
+        world.judge(NEUTRAL, assessment=assessment(requests=700)).run(10)
+        assert world.status.step.index == 2
+
+    @pytest.mark.parametrize("hold", ["paused", "outage", "outlier"])
+    def test_the_decided_end_of_a_watch_is_not_held(self, world: World, hold: str) -> None:
+        world.judge(GOOD).until("Watching")
+        world.ask("promote").tick(5)
+        if hold == "paused":
+            world.edit(paused=True)
+        elif hold == "outage":
+            world.judge(Judgement(data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now))
+        else:
+            world.judge(OUTLIER)
+        world.until("Healthy", limit=60)
+
+    def test_a_step_of_one_pod_among_hundreds_gets_traffic(self) -> None:
+        steps = [{"weight": 1, "duration": "1m"}, {"weight": 50}]
+        spec = spec_of(
+            traffic={"podRatio": {}},
+            workload=workload(replicas=150),
+            strategy={"canary": {"steps": steps}},
+        )
+        world = started(World(spec=spec).healthy().release("2"))
+        assert world.status.weights.candidate == 1
+
+
+class TestTooLate:
+    """Link 6."""
+
+    def test_what_became_ready_while_the_operator_was_away_is_not_rolled_back(self, world: World) -> None:
+        world.tick(1)
+        assert world.status.progress_deadline_at
+        world.tick(3600)
+        assert world.status.phase == "Progressing"
+        world.run(60)
+        assert world.status.progress_deadline_at is None
+
+    def test_each_pod_of_an_exchange_gets_its_time(self) -> None:
+        spec = spec_of(traffic={"podRatio": {}}, workload=workload(replicas=40))
+        world = World(spec=spec).healthy().release("2").judge(GOOD)
+        world.until("Watching", limit=7200)
+
+    def test_growing_by_an_autoscaler_starts_the_time_anew(self, world: World) -> None:
+        world.broken.add(world.revision)
+        world.run(500)
+        world.edit(workload=workload(replicas=40)).run(400)
+        assert world.status.phase == "Progressing"
+        world.until("RolledBack", limit=300)
+
+
+class TestUnstable:
+    """Link 6a."""
+
+    def test_a_growing_baseline_is_no_instability_of_the_candidate(self, world: World) -> None:
+        started(world)
+        candidate = world.revision
+        for size in (14, 24, 34, 44):
+            world.edit(workload=workload(replicas=size)).tick(1)
+            world.lose(candidate, 1).run(10).lose(candidate, 0).run(40)
+        assert world.status.phase == "Progressing"
+
+    def test_restarts_of_an_earlier_attempt_do_not_count(self, world: World) -> None:
+        started(world)
+        world.restarts[world.revision] = 3
+        world.until("RolledBack", limit=100)
+        world.ask("retry").run(5)
+        started(world).run(10)
+        assert world.status.phase == "Progressing"
+
+
+class TestPauses:
+    """Link 9."""
+
+    def test_a_paused_watch_waits_and_goes_on_with_what_was_left(self, world: World) -> None:
+        world.judge(GOOD).until("Watching")
+        world.run(100).edit(paused=True).run(3000)
+        assert world.status.phase == "Watching"
+        assert "watch held" in (world.status.message or "")
+        world.edit(paused=False).run(400)
+        assert world.status.phase == "Watching"
+        world.until("Healthy", limit=200)
+
+    def test_a_watch_paused_by_request_does_so_too(self, world: World) -> None:
+        world.judge(GOOD).until("Watching")
+        world.run(100).ask("pause").run(3000).ask("resume").run(400)
+        assert world.status.phase == "Watching"
+        world.until("Healthy", limit=200)
+
+    def test_nothing_is_created_for_a_paused_start(self, world: World) -> None:
+        world.edit(paused=True).run(100)
+        assert world.status.phase == "Paused"
+        assert not world.pods[world.revision]
+        world.edit(paused=False)
+        started(world)
+
+    def test_promote_overrides_a_paused_start(self, world: World) -> None:
+        world.edit(paused=True).run(20).ask("promote").until("Watching", limit=300)
+        assert world.status.history[0].unproven
+
+    def test_resume_without_a_pause_is_answered(self, world: World) -> None:
+        started(world).edit(paused=True).run(10).ask("resume").run(10)
+        assert world.events[-1][0] == "RequestIgnored"
+        assert "spec.paused" in world.events[-1][1]
+
+
+class TestRestIsRest:
+    """Ready is never True for a spec that names something else than what serves."""
+
+    def watch(self, world: World, phases: list[str], seconds: float) -> None:
+        for _ in range(int(seconds / 5)):
+            world.tick(5)
+            candidate, ready = world.status.candidate, world.condition("Ready")
+            assert ready
+            serving = world.status.stable and world.status.stable.revision == world.revision
+            assert serving or ready[0] != "True", (world.status.phase, candidate)
+            phases.append(str(world.status.phase))
+
+    def test_a_third_revision_starts_in_the_commit_that_ends_the_way_back(self, world: World) -> None:
+        phases: list[str] = []
+        self.watch(started(world).release("3"), phases, 60)
+        assert set(phases) == {"RollingBack", "Progressing"}
+
+    def test_a_third_revision_starts_in_the_commit_that_ends_the_watch(self, world: World) -> None:
+        world.judge(GOOD).until("Watching")
+        phases: list[str] = []
+        self.watch(world.release("3").judge(NEUTRAL), phases, 60)
+        assert set(phases) == {"Watching", "Progressing"}
+        assert world.condition("Stalled") is None
+
+    def test_the_candidate_named_again_after_it_was_superseded_starts_anew(self, world: World) -> None:
+        started(world).release("3").tick(1)
+        assert world.status.phase == "RollingBack"
+        phases: list[str] = []
+        self.watch(world.release("2"), phases, 60)
+        assert world.status.candidate
+        assert world.status.candidate.revision == world.revision
+        assert world.status.attempt == 3
+
+    def test_the_stable_revision_named_on_the_way_back_ends_healthy(self, world: World) -> None:
+        started(world).judge(BAD).tick(5)
+        assert world.status.phase == "RollingBack"
+        phases: list[str] = []
+        self.watch(world.release("1"), phases, 60)
+        assert "RolledBack" not in phases
+        assert world.status.rejected is None
+        assert world.status.history[0].outcome == "RolledBack"
+
+
+class TestFrozen:
+    """Link 2."""
+
+    @pytest.mark.parametrize("verb", ["promote", "retry"])
+    def test_requests_to_go_forward_are_answered(self, world: World, verb: str) -> None:
+        started(world)
+        if verb == "retry":
+            world.ask("abort").until("RolledBack")
+        world.problem = "spec.x: write y"
+        phase = world.status.phase
+        world.ask(verb).run(10)
+        assert world.status.phase == phase
+        assert world.reasons()[-1] == "RequestIgnored"
+
+    def test_a_bad_first_spec_does_not_replace_what_serves_in_a_restored_cluster(self) -> None:
+        world = World(spec=spec_of("2"), problem="spec.x: write y")
+        world.pods["aaaaaaaaaa"] = [START]
+        world.pinned = "aaaaaaaaaa"
+        world.run(10)
+        world.problem = None
+        world.pods["aaaaaaaaaa"] = [START]
+        decision = decide(
+            world.wish(), world.status, replace(world.seen(), pinned="aaaaaaaaaa"), now=world.now
+        )
+        assert decision.status.stable
+        assert decision.status.stable.revision == "aaaaaaaaaa"
+
+
+def test_a_guardrail_without_a_value_decides_nothing(world: World) -> None:
+    reading = GuardrailReading("gpu", None, "≤ 70000", breaches=3, breached=True, gating=True)
+    started(world).judge(NEUTRAL, guardrails=(reading,)).run(20)
+    assert world.status.phase == "Progressing"
+
+
+class TestSizes:
+    """S1–S4 and sizes."""
+
+    def test_parking_waits_for_no_baseline_pod(self, world: World) -> None:
+        started(world)
+        assert world.status.stable
+        world.lose(world.status.stable.revision, 1)
+        world.judge(Judgement(data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now)).run(1900)
+        assert world.status.weights.candidate == 0
+
+    def test_a_lowered_step_is_followed_at_once(self, world: World) -> None:
+        started(world)
+        assert world.status.stable
+        world.lose(world.status.stable.revision, 1).run(5)
+        world.edit(strategy={"canary": {"steps": [{"weight": 5, "duration": "1m"}, {"weight": 50}]}}).tick(1)
+        assert world.status.weights.candidate == 5
+
+    def test_an_emergency_in_the_watch_never_leaves_weight_on_dead_pods(self, world: World) -> None:
+        world.judge(GOOD).until("Watching")
+        stable, previous = world.status.stable, world.status.previous
+        assert stable
+        assert previous
+        world.lose(stable.revision, 4).tick(1)
+        assert world.status.weights.previous == 100
+        world.lose(stable.revision, 3).lose(previous.revision, 4).tick(1)
+        assert world.status.weights.previous == 0
+
+    def test_what_the_baseline_had_at_the_last_raise_counts_in_the_next_step(self, world: World) -> None:
+        started(world)
+        assert world.status.stable
+        world.lose(world.status.stable.revision, 3)
+        while not (world.status.step and world.status.step.index == 1):
+            world.tick(5)
+        assert world.status.weights.candidate == 25
+
+    def test_a_revision_that_comes_back_keeps_its_pods(self) -> None:
+        steps = [{"weight": 50, "duration": "5m"}, {"weight": 60}]
+        world = World(spec=spec_of(strategy={"canary": {"steps": steps}})).healthy().release("2")
+        started(world).ask("abort").until("RolledBack")
+        assert [gone.desired for gone in world.status.retiring] == [2]
+        world.edit(strategy={"canary": {"steps": [{"weight": 10, "duration": "5m"}]}})
+        world.ask("retry").tick(1)
+        world.tick(1)
+        assert len(world.pods[world.revision]) == 2
+
+    def test_standby_pods_are_kept_for_drain_delay(self) -> None:
+        spec = spec_of(watch={"duration": "10m", "holdback": 0, "standby": 50})
+        world = World(spec=spec).healthy().release("2").judge(GOOD)
+        while world.status.phase != "Watching":
+            world.tick(1)
+        sizes = []
+        for _ in range(40):
+            world.tick(1)
+            assert world.status.previous
+            sizes.append(world.status.previous.desired)
+        assert sizes[15] == 4
+        assert sizes[-1] == 2
+
+    def test_a_candidate_that_carries_all_on_the_way_back_grows(self, world: World) -> None:
+        started(world)
+        assert world.status.stable
+        world.lose(world.status.stable.revision, 4).ask("abort").run(5)
+        assert world.status.phase == "RollingBack"
+        assert world.status.weights.candidate == 100
+        assert world.status.candidate
+        assert world.status.candidate.desired == 4
+
+
+class TestElastic:
+    """elastic: true on a router."""
+
+    def world(self, **changes: Any) -> World:
+        return World(spec=spec_of(workload=workload(elastic=True), **changes)).healthy().release("2")
+
+    def test_the_weight_follows_pods_that_can_carry_it(self) -> None:
+        world = self.world().judge(GOOD)
+        for _ in range(400):
+            world.tick(5)
+            candidate, weights = world.status.candidate, world.status.weights
+            if candidate:
+                assert weights.candidate <= 100 * candidate.ready // 4 + 25
+            if world.status.phase == "Watching":
+                break
+        assert world.status.phase == "Watching"
+        world.run(60)
+        assert world.status.previous
+        assert world.status.previous.desired == 1
+        world.until("Healthy")
+
+    def test_pods_go_drain_delay_after_their_weight(self) -> None:
+        world = self.world().judge(GOOD)
+        gone: list[float] = []
+        raised = 0.0
+        for _ in range(2000):
+            before = world.status
+            world.tick(1)
+            if world.status.weights.candidate > before.weights.candidate:
+                raised = world.now
+            old, new = before.stable, world.status.stable
+            if world.status.phase == "Progressing" and old and new and new.desired < old.desired:
+                gone.append(world.now - raised)
+            if world.status.phase == "Promoting":
+                break
+        assert gone
+        assert min(gone) >= 30
+
+    def test_the_way_back_frees_pods_as_the_weight_falls(self) -> None:
+        world = self.world(strategy={"canary": {"steps": [{"weight": 75, "duration": "10m"}]}})
+        world.run(400)
+        assert world.status.candidate
+        assert world.status.candidate.desired == 3
+        assert world.status.weights.candidate == 75
+        world.judge(BAD).until("RolledBack")
+        assert world.status.stable
+        assert world.status.stable.ready == 4
+
+
+class TestPodRatioSizes:
+    """Readiness is weight."""
+
+    def world(self, **changes: Any) -> World:
+        return World(spec=spec_of(traffic={"podRatio": {}}, **changes)).healthy().release("2")
+
+    def test_a_lowered_step_gives_its_pods_back(self) -> None:
+        steps = [{"weight": 50, "duration": "1h"}]
+        world = started(self.world(strategy={"canary": {"steps": steps}}))
+        world.edit(strategy={"canary": {"steps": [{"weight": 25, "duration": "1h"}]}}).run(90)
+        assert (len(world.pods[world.revision]), world.status.weights.candidate) == (1, 25)
+
+    def test_scaling_up_does_not_take_all_traffic_away(self) -> None:
+        steps = [{"weight": 50, "duration": "1h"}]
+        world = started(self.world(strategy={"canary": {"steps": steps}}))
+        world.edit(workload=workload(replicas=400))
+        for _ in range(10):
+            world.tick(1)
+            assert world.status.weights.candidate > 0
+
+    def test_with_nothing_held_back_the_last_pod_goes_after_drain_delay(self) -> None:
+        world = self.world(watch={"duration": "10m", "holdback": 0, "standby": 0}).judge(GOOD)
+        old = world.status.stable
+        assert old
+        zero_at = gone_at = None
+        for _ in range(2000):
+            world.tick(1)
+            if zero_at is None and world.routed and old.revision not in world.routed[0]:
+                zero_at = world.now
+            if not world.pods.get(old.revision):
+                gone_at = world.now
+                break
+        assert zero_at is not None
+        assert gone_at is not None
+        assert gone_at - zero_at >= 30
+
+
+def test_deciding_again_from_what_was_written_changes_nothing(world: World) -> None:
+    """S8, S11: a restart reads the same, and decides the same."""
+    started(world)
+    for _ in range(3):
+        world.tick()
+    again = decide(world.wish(), world.status, world.seen(), world.judged, now=world.now, timing=TIMING)
+    assert again.status == world.status
+    assert not again.events
