@@ -6,6 +6,7 @@ The exit code is 0 only if both outcomes came.
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -76,6 +77,7 @@ class Demo:
     lab: Lab
     console: Console
     load: Load
+    album: Console  # what is worth a picture
     manifest: Object = field(
         default_factory=lambda: dict(yaml.safe_load(MANIFEST.read_text(encoding="utf-8")))
     )
@@ -124,7 +126,8 @@ def _clock(time_text: str) -> str:
 
 def run(*, folder: Path | None, keep: bool, picture: Path | None = None) -> int:
     """The whole demo; its exit code. With `keep` everything runs on, and the commands to play with it are printed."""
-    console = Console(record=picture is not None, width=118 if picture else None)
+    console = Console()
+    album = Console(record=True, file=io.StringIO(), width=120)
     folder = (folder or default_folder("demo")).resolve()
     began = time.monotonic()
     with _lab(folder, console, keep=keep) as lab:
@@ -133,7 +136,7 @@ def run(*, folder: Path | None, keep: bool, picture: Path | None = None) -> int:
         console.print("operator: installing the chart, starting it with the chart's own rights")
         operator.start()
         try:
-            demo = Demo(lab, console, Load(lab.gateway_url, HOST, RATE))
+            demo = Demo(lab, console, Load(lab.gateway_url, HOST, RATE), album)
             endings = _play(demo)
         finally:
             operator.stop()
@@ -142,7 +145,8 @@ def run(*, folder: Path | None, keep: bool, picture: Path | None = None) -> int:
         if keep:
             _leave_running(console, lab, folder)
     if picture is not None:
-        console.save_svg(str(picture), title="make demo")
+        _summary(album, endings, time.monotonic() - began)
+        album.save_svg(str(picture), title="make demo")
     return 0 if all(ending.ok for ending in endings) and len(endings) == len(RELEASES) else 1
 
 
@@ -194,10 +198,13 @@ def _release(demo: Demo, release: Release) -> Ending:
     first: float | None = None
     decided: tuple[float, Counts] | None = None
     status: Object = {}
+    shot = Group()
     with _view(demo, release) as show:
         while time.monotonic() - began < RELEASE_SECONDS:
             status = demo.read().get("status") or {}
             show(status)
+            if status.get("phase") == "Progressing" and status.get("metrics"):
+                shot = _picture(demo, release, status)
             counts = demo.load.counts().since(before)
             if first is None and counts.by_version(status=None).get(release.version):
                 first = time.monotonic()
@@ -208,6 +215,7 @@ def _release(demo: Demo, release: Release) -> Ending:
             if current and decided is not None and status.get("phase") in ("Healthy", "RolledBack"):
                 break
             time.sleep(0.25)
+    demo.album.print(shot)
     at, counts = decided or (time.monotonic(), demo.load.counts().since(before))
     entry = (status.get("history") or [{}])[0]
     return Ending(
@@ -226,7 +234,7 @@ def _release(demo: Demo, release: Release) -> Ending:
 @contextmanager
 def _view(demo: Demo, release: Release) -> Iterator[Callable[[Object], None]]:
     demo.console.rule(f"release {release.version}: {release.what}")
-    if demo.console.is_terminal and not demo.console.record:
+    if demo.console.is_terminal:
         with Live(console=demo.console, refresh_per_second=4, transient=False) as live:
             yield lambda status: live.update(_picture(demo, release, status))
         return
@@ -244,8 +252,6 @@ def _view(demo: Demo, release: Release) -> Iterator[Callable[[Object], None]]:
                 demo.console.print(f"    {event}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
     yield show
-    if demo.console.record:
-        demo.console.print(_picture(demo, release, demo.read().get("status") or {}))
 
 
 def _picture(demo: Demo, release: Release, status: Mapping[str, Any]) -> Group:
