@@ -533,6 +533,17 @@ def test_remaining_shrinks_to_nothing_and_is_given_in_seconds_too() -> None:
     assert done.remaining == 0
 
 
+def test_clustering_makes_what_remains_longer() -> None:
+    the_plan, needed = plan(), []
+    for phi in (1.0, 4.0):
+        state = raise_weight(begin(the_plan, None, phi={"errors": phi}), 50, 0)
+        # Not settled yet, so nothing of it is evidence of being harmless.
+        found = judge(the_plan, consume(the_plan, state, [at(0)])).metrics[0].remaining
+        assert found is not None
+        needed.append(found)
+    assert needed[1] == pytest.approx(4 * needed[0], rel=1e-3)
+
+
 def test_remaining_is_unknown_where_nothing_can_be_compared() -> None:
     the_plan = plan()
     state = after(the_plan, [at(0)])

@@ -24,6 +24,7 @@ CASES: dict[str, tuple[Split, bool]] = {
     "200 expected on the smaller side are enough": (see(1, *[(0, 7000)] * 3), True),
     "outside of the band but within four deviations is on": (see(20, *[(89, 245)] * 3, phi=9), False),
     "the same without clustering is off": (see(20, *[(89, 245)] * 3), True),
+    "exactly the weight is on above 50 % too": (see(90, *[(900, 100)] * 3), False),
     "above 50 % the band is that of the smaller side": (see(90, *[(800, 200)] * 3), True),
     "a split of halves may be off": (see(50, *[(300, 700)] * 3), True),
     "another weight starts a new window": (see(20, (200, 800), split=see(10, *[(200, 800)] * 2)), False),
