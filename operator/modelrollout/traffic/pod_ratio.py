@@ -67,7 +67,7 @@ class PodRatioRouter:
         return RouteReading(
             weights=wanted if settled else _percent(answering),
             accepted=settled and bool(answering),
-            identity=f"{live['metadata'].get('uid')}/{pin or 'all'}/{'/'.join(wanted)}",
+            identity=f"{live['metadata'].get('uid')}/{','.join(f'{r}={w}' for r, w in wanted.items())}",
             foreign_manager=_foreign_manager(rollout, spec, status, children, name),
         )
 

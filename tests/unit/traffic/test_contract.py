@@ -171,7 +171,12 @@ def test_a_split_that_is_not_written_yet_is_not_accepted(rig: Rig) -> None:
 def test_the_reading_is_another_one_after_each_change(rig: Rig) -> None:
     identities = [
         rig.observe(rig.bring(weights, sizes)).identity
-        for weights, sizes in (((75, 25, 0), (3, 1, 0)), ((100, 0, 0), (4, 1, 0)), ((0, 100, 0), (4, 4, 0)))
+        for weights, sizes in (
+            ((75, 25, 0), (3, 1, 0)),
+            ((50, 50, 0), (2, 2, 0)),
+            ((100, 0, 0), (4, 1, 0)),
+            ((0, 100, 0), (4, 4, 0)),
+        )
     ]
     assert len(set(identities)) == len(identities)
 
