@@ -25,7 +25,8 @@ NOT_SCRAPED = "NotScraped"
 NO_TRAFFIC = "NoTraffic"
 MAX_POLLS = 240  # in one look; a longer outage is caught up with in several
 PAST = 3600.0  # seconds of the baseline's past that latency bounds are chosen from
-_UP = SeriesSelector("up", ())
+_UP_NAME = "up"
+_UP = SeriesSelector(_UP_NAME, ())
 _DISCOVERY = 10.0  # from readiness to the first scrape Prometheus also has to find the pod
 _UNSCRAPED_SHARE = 0.1  # of the ready pods of a side may be unscraped before data count as missing
 
@@ -130,8 +131,7 @@ class _Log:
     def add(self, name: str, *, gating: bool, reason: str, text: str, guardrail: bool = False) -> None:
         self.notes[name] = f"{reason}: {text}"
         if gating:
-            problem = (reason, f"{name}: {text}" if name else text)
-            (self.guardrails if guardrail else self.gating).append(problem)
+            (self.guardrails if guardrail else self.gating).append((reason, f"{name}: {text}"))
 
 
 class Reader:
@@ -180,7 +180,8 @@ async def _read_up(reader: Reader, queries: Queries, log: _Log) -> tuple[RawSeri
     try:
         return await reader.series(_UP, label=reader.server.settings.pod_label)
     except QueryError as error:
-        log.add("", gating=any(m.gating for m in queries.metrics), reason=error.reason, text=error.text)
+        gating = any(m.gating for m in queries.metrics)
+        log.add(_UP_NAME, gating=gating, reason=error.reason, text=error.text)
         return ()
 
 
@@ -266,6 +267,8 @@ async def _read_past(
             counts[bound] = counts.get(bound, 0.0) + (last - begun if begun <= last else last)
     every = [found for side in bounds.values() for found in side.values()]
     common = set.intersection(*every) if every else set()
+    if not any(counts.values()):
+        return ()  # bounds are chosen once: rather when there were requests to choose by
     return tuple(sorted((bound, count) for bound, count in counts.items() if bound in common))
 
 
@@ -402,7 +405,7 @@ class _Found:
             missing = sorted(set(ready) - alive)
             if missing:
                 text = f"{len(missing)} of {len(ready)} ready pods of the {name} are not scraped ({missing[0]} …)"
-                self.log.notes[""] = text
+                self.log.notes[_UP_NAME] = text
                 if len(missing) > _UNSCRAPED_SHARE * len(ready):
                     return f"{NOT_SCRAPED}: {text}: does a PodMonitor or scrape annotation select them?"
         return ""

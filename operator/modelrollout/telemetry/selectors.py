@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import promql_parser as promql
@@ -91,6 +92,7 @@ class SeriesSelector:
         )
 
 
+@lru_cache(maxsize=1024)  # every poll of every rollout asks for the same few
 def parse_selector(text: str) -> SeriesSelector:
     """Parse a PromQL series selector such as `http_requests_total{code=~"5.."}`.
 
@@ -126,6 +128,7 @@ def fence_query(
     return written
 
 
+@lru_cache(maxsize=1024)
 def check_query(text: str) -> None:
     """Raise SelectorError if `fence_query` would refuse this guardrail query."""
     values = dict.fromkeys(_PLACEHOLDERS, "x")

@@ -1,5 +1,7 @@
 """One look at a (fake) Prometheus over HTTP: polls, guardrails and the state of the data. No test waits for time."""
 
+import json
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -138,6 +140,8 @@ async def test_latency_waits_for_its_bounds_and_offers_the_past(
     assert past[float("inf")] == 2 * 3600 * 10
     assert past[0.25] == pytest.approx(0.8 * past[float("inf")], rel=0.01)
     fake.remove({"pod": "c-1", "le": "0.1"})
+    idle = await sample(server, queries(LATENCY), SCOPE, PACE, since=None, now=T0 - 8990)
+    assert not idle.past_buckets, "nothing to choose by yet"
     got = await sample(server, queries(LATENCY), SCOPE, PACE, since=None, now=T0)
     assert 0.1 not in dict(got.past_buckets["latency"]), "only bounds that both sides have"
 
@@ -362,3 +366,53 @@ def test_the_metric_that_counts_requests_is_the_first_gating_one_that_does() -> 
 
 def test_listed_series_are_left_open() -> None:
     assert listed([(1.0, 5.0), (2.0, 6.0)])(1.0, 2.0) == [(2.0, 6.0)]
+
+
+async def test_one_unscraped_pod_of_many_is_only_noted(
+    server: PrometheusServer, fake: FakePrometheus
+) -> None:
+    many = {f"s-{at}": old_pod(f"s-{at}") for at in range(1, 21)}
+    for pod in list(many)[2:-1]:
+        fake.add_model(pod, namespace="ml", rate=1, start=T0 - 9000)
+    scope = replace(SCOPE, sides=Sides(Side(many), SIDES.candidate))
+    got = await sample(server, queries(ERRORS), scope, PACE, since=T0, now=T0 + 30)
+    assert got.data is Data.OK
+    assert got.notes["up"] == "1 of 20 ready pods of the baseline are not scraped (s-20 …)"
+    assert not got.polls[0].metrics["errors"].partial
+
+
+async def test_without_up_nothing_is_known_of_scrapes(server: PrometheusServer, fake: FakePrometheus) -> None:
+    fake.fail("503", match="up{")
+    got = await sample(server, queries(ERRORS), SCOPE, PACE, since=T0, now=T0 + 30)
+    assert (got.data, got.cut) == (Data.UNAVAILABLE, T0)
+    assert got.problem.startswith("PrometheusRefused: up: HTTP 503")
+
+
+async def test_metrics_that_share_a_selector_share_its_query(
+    server: PrometheusServer, fake: FakePrometheus
+) -> None:
+    missing = {
+        "name": "missing",
+        "ratio": {"bad": 'http_requests_total{code="404"}', "total": "http_requests_total"},
+    }
+    got = await sample(server, queries(ERRORS, missing), SCOPE, PACE, since=T0, now=T0 + 30)
+    assert set(got.polls[0].metrics) == {"errors", "missing"}
+    assert len(fake.queries) == 4
+
+
+async def test_the_fake_obeys_orders_over_http(server: PrometheusServer, fake: FakePrometheus) -> None:
+    def order(**what: Any) -> Any:
+        body = json.dumps(what).encode()
+        request = urllib.request.Request(f"{fake.url}/-/fake", data=body)
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return json.load(answer)
+
+    order(do="remove", labels={"pod": "c-1"})
+    assert order(do="model", pod="c-1", namespace="ml", rate=4, start=T0 - 9000)["series"] > 10
+    got = await sample(server, queries(ERRORS), SCOPE, PACE, since=T0, now=T0 + 30)
+    assert counts(got, "errors") == [(300, 60)]
+    order(do="fail", mode="503", times=1)
+    assert (
+        await sample(server, queries(ERRORS), SCOPE, PACE, since=T0, now=T0 + 30)
+    ).data is Data.UNAVAILABLE
+    assert "error" in order(do="dance")
