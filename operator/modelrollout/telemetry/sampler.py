@@ -23,11 +23,14 @@ from .sides import SideName, Sides
 
 NOT_SCRAPED = "NotScraped"
 NO_TRAFFIC = "NoTraffic"
+SCRAPES_TOO_RARE = "ScrapesTooRare"
 MAX_POLLS = 240  # in one look; a longer outage is caught up with in several
+FIRST_SPAN = 300.0  # seconds; the first look also finds out how far apart samples really are
 PAST = 3600.0  # seconds of the baseline's past that latency bounds are chosen from
 _UP_NAME = "up"
 _UP = SeriesSelector(_UP_NAME, ())
 _DISCOVERY = 10.0  # from readiness to the first scrape Prometheus also has to find the pod
+_SPACING_SLACK = 1.5
 _UNSCRAPED_SHARE = 0.1  # of the ready pods of a side may be unscraped before data count as missing
 
 
@@ -90,7 +93,8 @@ async def sample(
     count = min(complete, MAX_POLLS)
     start = latest if since is None else round(since, 3)
     cuts = tuple(round(start + at * pace.interval, 3) for at in range(count + 1))
-    reader = Reader(server, scope, at=cuts[-1], span=cuts[-1] - cuts[0] + reach(pace.interval))
+    span = cuts[-1] - cuts[0] + reach(pace.interval) if since is not None else FIRST_SPAN
+    reader = Reader(server, scope, at=cuts[-1], span=span)
     log = _Log()
     up, guardrails, counters = await asyncio.gather(
         _read_up(reader, queries, log),
@@ -292,6 +296,7 @@ class _Found:
 
     def conclude(self) -> Sample:
         """Polls and the state of the data."""
+        self._check_spacing()
         if self.log.gating:
             return self._held()
         unscraped = self._unscraped()
@@ -318,6 +323,19 @@ class _Found:
             rate=self._rate(polls),
             behind=self.behind,
         )
+
+    def _check_spacing(self) -> None:
+        """At first: if scrapes are rarer than configured, no two samples would belong together, and nothing would say so."""
+        if len(self.cuts) > 1:
+            return
+        gaps = [later - earlier for s in self.up if len(s.times) > 2 for earlier, later in pairwise(s.times)]
+        configured = self.pace.scrape_interval
+        if gaps and min(gaps) > _SPACING_SLACK * configured:
+            text = (
+                f"Prometheus scrapes every {min(gaps):.3g} s: set analysis.scrapeInterval to that, not {configured:g} s, "
+                "and analysis.interval to at least as much"
+            )
+            self.log.add(_UP_NAME, gating=True, reason=SCRAPES_TOO_RARE, text=text)
 
     def _held(self) -> Sample:
         reason, text = self.log.gating[0]

@@ -82,6 +82,15 @@ async def test_the_first_look_only_sets_the_cut(server: PrometheusServer) -> Non
     assert (got.data, got.cut, got.polls) == (Data.OK, T0 - 15, ())
 
 
+async def test_a_scrape_interval_that_is_not_prometheus_own_is_said_at_once(
+    server: PrometheusServer,
+) -> None:
+    hasty = Pace(interval=5, scrape_interval=5, warmup=30)
+    got = await sample(server, queries(ERRORS), SCOPE, hasty, since=None, now=T0)
+    assert (got.data, got.reason, got.cut) == (Data.UNAVAILABLE, "ScrapesTooRare", None)
+    assert "scrapes every 15 s: set analysis.scrapeInterval to that, not 5 s" in got.problem
+
+
 async def test_nothing_is_asked_before_a_poll_is_complete(
     server: PrometheusServer, fake: FakePrometheus
 ) -> None:
