@@ -17,7 +17,7 @@ MESSAGE_LENGTH = 300
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Why a container, or the whole pod (`container` empty: not scheduled), is not running.
+    """Why a container, or the whole pod (`container` empty: not scheduled), is not running, or not ready after a crash.
 
     `exit_code` is the last one, if the container ran before; `message` is cut at 300 characters.
     """
@@ -112,6 +112,9 @@ def _waiting(containers: list[Mapping[str, Any]]) -> Iterator[Waiting]:
         elif now and now.get("exitCode") != 0:
             reason, message = str(now.get("reason") or "Error"), str(now.get("message") or "")
             yield Waiting(str(container["name"]), reason, message[:MESSAGE_LENGTH], now.get("exitCode"))
+        elif not now and not container.get("ready") and last.get("exitCode"):
+            # It runs again, for the moment: why it ended last time tells more than that it is not ready.
+            yield Waiting(str(container["name"]), str(last.get("reason") or "Error"), "", last["exitCode"])
 
 
 def _unscheduled(condition: Mapping[str, Any] | None) -> Iterator[Waiting]:

@@ -130,6 +130,11 @@ QUOTA = workload(
     ]
 )
 RUNNING = {"name": "model", "restartCount": 0, "state": {"running": {"startedAt": READY}}}
+CRASHED_BEFORE = RUNNING | {
+    "ready": False,
+    "restartCount": 1,
+    "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+}
 REASONS: dict[str, tuple[Children, tuple[str, ...]]] = {
     "an image that does not exist": (
         children(stuck("p1", waiting("ImagePullBackOff", 'Back-off pulling image "m:9"'))),
@@ -138,6 +143,10 @@ REASONS: dict[str, tuple[Children, tuple[str, ...]]] = {
     "a crash loop": (
         children(stuck("p1", waiting("CrashLoopBackOff", "back-off 5m0s restarting", 137, 4))),
         ("CrashLoopBackOff: container model exited with code 137",),
+    ),
+    "a crash, while it runs again": (
+        children(pod_object("p1", REVISION, containerStatuses=[CRASHED_BEFORE])),
+        ("OOMKilled: container model exited with code 137",),
     ),
     "no accelerator": (
         children(unscheduled("p1"), unscheduled("p2")),
