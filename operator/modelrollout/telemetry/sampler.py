@@ -86,13 +86,9 @@ async def sample(
 
     Never raises for what Prometheus does; see `Sample.data`. Data.NONE: no poll is complete yet, nothing was asked.
     """
-    latest = round(now - pace.scrape_interval, 3)
-    complete = 0 if since is None else math.floor((latest - since) / pace.interval + 1e-6)
-    if since is not None and complete < 1:
+    cuts, behind = _cuts(pace, since, now)
+    if since is not None and len(cuts) < 2:
         return Sample(Data.NONE, since)
-    count = min(complete, MAX_POLLS)
-    start = latest if since is None else round(since, 3)
-    cuts = tuple(round(start + at * pace.interval, 3) for at in range(count + 1))
     span = cuts[-1] - cuts[0] + reach(pace.interval) if since is not None else FIRST_SPAN
     reader = Reader(server, scope, at=cuts[-1], span=span)
     log = _Log()
@@ -111,13 +107,24 @@ async def sample(
         scope,
         pace,
         cuts,
-        behind=complete > count,
+        behind=behind,
         pod_label=server.settings.pod_label,
         up=up,
         counters=counters,
         log=log,
     )
     return replace(found.conclude(), guardrails=guardrails, past_buckets={k: v for k, v in past.items() if v})
+
+
+def _cuts(pace: Pace, since: float | None, now: float) -> tuple[tuple[float, ...], bool]:
+    """`since` and the ends of all complete polls after it, and whether there are more than one look takes. Cuts are
+    whole milliseconds, as the times of samples and queries are."""
+    latest = round(now - pace.scrape_interval, 3)
+    if since is None:
+        return (latest,), False
+    complete = max(0, math.floor((latest - since) / pace.interval + 1e-6))
+    count = min(complete, MAX_POLLS)
+    return tuple(round(since + at * pace.interval, 3) for at in range(count + 1)), complete > count
 
 
 @dataclass(slots=True)
