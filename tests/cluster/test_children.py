@@ -27,8 +27,9 @@ from modelrollout.cluster.kinds import (
     Kind,
     Object,
 )
+from modelrollout.cluster.managed_fields import slim_managed_fields
 from modelrollout.traffic import route_actions
-from modelrollout.workloads import Children, dry_run_object, slim_managed_fields, workload_actions
+from modelrollout.workloads import Children, dry_run_object, workload_actions
 from tests.unit.workloads.manifests import RICH, manifest, revision_of, spec_of, status_of, with_version
 
 ROUNDS = 20

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from modelrollout.cluster.kinds import (
+    DEPLOYMENT,
     ENDPOINT_SLICE,
     HTTP_ROUTE,
     MODEL_ROLLOUT,
@@ -27,6 +28,7 @@ from modelrollout.cluster.kinds import (
     Object,
     kind_of,
 )
+from modelrollout.cluster.managed_fields import slim_managed_fields
 from modelrollout.cluster.pods import Pod, strip
 
 K = TypeVar("K")
@@ -279,10 +281,14 @@ def _entry(obj: Object) -> _Entry:
 
 
 def _slim(obj: Object, kind: str) -> Object:
-    """Without managedFields, which are half of many objects; a route keeps them: they name who else writes it."""
-    if kind == HTTP_ROUTE.kind or "managedFields" not in obj["metadata"]:
+    """With managedFields only where somebody else's writes are told from ours, and there without their bulk."""
+    entries = obj["metadata"].get("managedFields")
+    if entries is None or kind == HTTP_ROUTE.kind:
         return obj
-    return obj | {"metadata": {k: v for k, v in obj["metadata"].items() if k != "managedFields"}}
+    metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+    if kind in (DEPLOYMENT.kind, SERVICE.kind):
+        metadata["managedFields"] = slim_managed_fields(entries)
+    return obj | {"metadata": metadata}
 
 
 def _version(obj: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from .children import Children, Ownership, Problem, name_taken, ownership
 from .effects import ensure, name_problems, record_of, workload_actions
-from .fields import differences, differs, drift, foreign_manager, slim_managed_fields
+from .fields import differences, differs, drift, foreign_manager
 from .names import conflicts, needed_names, selector_overlap, template_labels
 from .observation import observe, pinned
 from .revisions import Record, dry_run_object, render_template
@@ -28,7 +28,6 @@ __all__ = [
     "record_of",
     "render_template",
     "selector_overlap",
-    "slim_managed_fields",
     "template_labels",
     "workload_actions",
 ]

@@ -16,6 +16,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+from ..cluster.managed_fields import fields_of
 from ..cluster.port import FIELD_MANAGER
 
 Path: TypeAlias = tuple[str, ...]
@@ -65,7 +66,7 @@ def differences(desired: Mapping[str, Any], live: Mapping[str, Any]) -> tuple[Pa
     entries = _managed(live)
     if not entries:
         return tuple(_values(desired, live, ()))
-    own = next((_fields(entry) for entry in entries if _is_ours(entry)), None)
+    own = next((fields_of(entry) for entry in entries if _is_ours(entry)), None)
     if own is None:
         return (("f:metadata", "f:managedFields"),)
     found = [*_lost(desired, own, ()), *_surplus(desired, own, ())]
@@ -81,7 +82,7 @@ def _without_template(desired: Mapping[str, Any]) -> dict[str, Any]:
 def drift(desired: Mapping[str, Any], live: Mapping[str, Any]) -> str:
     """What somebody else changed, for an event: "spec.replicas (by kubectl)"; empty if nobody did, or nobody knows."""
     entries = _managed(live)
-    own = next((_fields(entry) for entry in entries if _is_ours(entry)), None)
+    own = next((fields_of(entry) for entry in entries if _is_ours(entry)), None)
     if own is None:
         return ""
     said = []
@@ -100,16 +101,6 @@ def foreign_manager(desired: Mapping[str, Any], live: Mapping[str, Any]) -> str 
         if managers:
             return managers[-1]
     return None
-
-
-def slim_managed_fields(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`managedFields` for a store with thousands of objects: without status, the fields as compact JSON."""
-    return [
-        {key: entry[key] for key in ("manager", "operation", "time") if key in entry}
-        | {"fieldsV1": json.dumps(_fields(entry), separators=(",", ":"))}
-        for entry in entries
-        if entry.get("subresource") != "status"
-    ]
 
 
 def spell(path: Path) -> str:
@@ -136,14 +127,9 @@ def _is_ours(entry: Mapping[str, Any]) -> bool:
     return entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
 
 
-def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-    fields = entry.get("fieldsV1") or {}
-    return json.loads(fields) if isinstance(fields, str) else fields
-
-
 def _managers(entries: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     """Other managers of a field, the latest writer last."""
-    others = [entry for entry in entries if not _is_ours(entry) and _holds(_fields(entry), path)]
+    others = [entry for entry in entries if not _is_ours(entry) and _holds(fields_of(entry), path)]
     others.sort(key=lambda entry: str(entry.get("time") or ""))
     return list(dict.fromkeys(str(entry.get("manager")) for entry in others))
 

@@ -203,16 +203,20 @@ def test_nothing_is_left_in_the_indexes_of_rollouts_that_went():
     assert {name: len(value) for name, value in indexes.items() if value} == {}
 
 
-def test_managed_fields_are_kept_for_routes_only():
+def test_managed_fields_are_kept_where_they_tell_who_else_writes():
     store = Store()
     fields = {"managedFields": [{"manager": "argocd"}]}
     store.put(make(HTTP_ROUTE, "public", 1, metadata=fields))
     store.put(make(DEPLOYMENT, "fraud-a", 2, metadata=fields))
+    store.put(make(ENDPOINT_SLICE, "fraud-a-1", 3, metadata=fields))
     route, deployment = store.get(HTTP_ROUTE, "shop", "public"), store.get(DEPLOYMENT, "shop", "fraud-a")
     assert route is not None
     assert deployment is not None
     assert route["metadata"]["managedFields"] == [{"manager": "argocd"}]
-    assert "managedFields" not in deployment["metadata"]
+    assert deployment["metadata"]["managedFields"] == [{"manager": "argocd", "fieldsV1": "{}"}]
+    slices = store.get(ENDPOINT_SLICE, "shop", "fraud-a-1")
+    assert slices is not None
+    assert "managedFields" not in slices["metadata"]
 
 
 POD_STATUS = {

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from modelrollout.cluster.kinds import DEPLOYMENT
+from modelrollout.cluster.managed_fields import slim_managed_fields
 from modelrollout.workloads import (
     differences,
     differs,
     drift,
     dry_run_object,
     foreign_manager,
-    slim_managed_fields,
 )
 from modelrollout.workloads.fields import spell
 from tests.unit.workloads.manifests import RICH, Object, manifest, revision_of, spec_of
