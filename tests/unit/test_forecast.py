@@ -71,6 +71,13 @@ def test_what_makes_it_longer() -> None:
         return found.mean
 
     plain = mean()
+    once, thrice = (
+        forecast_harmless(metric(), baseline_rate=0.01, weight=50, false_promotion=0.05, phi=phi)
+        for phi in (1.0, 3.0)
+    )
+    assert once is not None
+    assert thrice is not None
+    assert (thrice.mean, thrice.n80, thrice.n95) == pytest.approx((3 * once.mean, 3 * once.n80, 3 * once.n95))
     assert mean(restart=1) * RESTART == pytest.approx(plain)
     assert mean(phi=3) == pytest.approx(3 * plain)
     assert mean(share=0.25) > plain

@@ -1,7 +1,7 @@
 """The engine's rules: what counts as a poll, when harmless starts anew, what the verdict is, and what survives an edit."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import log
 
@@ -490,8 +490,15 @@ def test_a_state_survives_json_at_any_poll_and_goes_on_alike() -> None:
         assert one.log_harmless == pytest.approx(other.log_harmless, abs=1e-5)
         assert one.ratio == pytest.approx(other.ratio, rel=1e-4)
         assert one.baseline_bad == other.baseline_bad
+        for group in range(3):
+            kept = [_flat(s.metrics[one.name].without[group]) for s in (straight, state)]
+            assert kept[0] == pytest.approx(kept[1], rel=1e-5)
     assert judge(the_plan, straight).verdict == judge(the_plan, state).verdict
     assert load(dump(state)).consumed == state.consumed
+
+
+def _flat(mixtures: Sequence[Sequence[float]]) -> list[float]:
+    return [value for mixture in mixtures for value in mixture]
 
 
 @pytest.mark.parametrize("kind", ["ratio", "score", "latency"])
