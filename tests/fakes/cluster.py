@@ -8,9 +8,10 @@ runs against it and against a real API server; what is not tested there is not t
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modelrollout.cluster.errors import (
@@ -21,6 +22,7 @@ from modelrollout.cluster.errors import (
     Invalid,
     KindNotServed,
     NotFound,
+    Unavailable,
 )
 from modelrollout.cluster.events import Correlator, Occurrence, post
 from modelrollout.cluster.kinds import (
@@ -124,16 +126,46 @@ class FakeCluster:
         return found
 
     async def list(
-        self, kind: Kind, namespace: str | None, label_selector: str | None = None
+        self, kind: Kind, namespace: str | None, label_selector: str | None = None, *, name: str | None = None
     ) -> tuple[list[Object], str]:
         self._require_served(kind, "list")
         self._answer("list", kind, 200)
         items = [
             obj
             for obj in self.look_all(kind)
-            if namespace in (None, obj["metadata"].get("namespace")) and _selected(obj, label_selector)
+            if namespace in (None, obj["metadata"].get("namespace"))
+            and _selected(obj, label_selector)
+            and name in (None, obj["metadata"]["name"])
         ]
         return items, str(self._version)
+
+    async def watch(
+        self,
+        kind: Kind,
+        namespace: str,
+        *,
+        label_selector: str | None = None,
+        name: str | None = None,
+        resource_version: str,
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Changes from now on; the state that was listed must be the present one."""
+        self._require_served(kind, "watch")
+        if resource_version != str(self._version):
+            raise Unavailable("too old resource version", status=410)
+        queue: asyncio.Queue[tuple[str, Object]] = asyncio.Queue()
+
+        def seen(what: str, obj: Object) -> None:
+            metadata = obj["metadata"]
+            here = kind_of(obj) == kind and metadata.get("namespace") == namespace
+            if here and _selected(obj, label_selector) and name in (None, metadata["name"]):
+                queue.put_nowait((what, obj))
+
+        self._subscribers.append(seen)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._subscribers.remove(seen)
 
     async def apply(
         self,

@@ -19,7 +19,7 @@ _LENGTH = 10
 
 
 def hash_revision(spec: Spec) -> str:
-    """Ten characters of a-z and 2-7 that name the model, the pod template and the ports of this spec.
+    """Ten characters of a-z and 2-7 that name the model, the pod template (or the user's Service) and the ports of this spec.
 
     The first characters of the base-32 SHA-256 of the canonical JSON. A spec that was read from `status.accepted` has no
     template and must not be hashed.
@@ -32,13 +32,16 @@ def hash_revision(spec: Spec) -> str:
 
 
 def _content(spec: Spec) -> JsonObject:
+    ports = [_port(port) for port in sorted(spec.service.ports, key=lambda port: port.name)]
+    if spec.workload.services is not None:
+        return {"model": spec.model.to_wire(), "service": spec.workload.services.named, "ports": ports}
     template = _canonical(spec.workload.template)
     if not template.get("metadata"):
         template.pop("metadata", None)  # Go clients write metadata: {creationTimestamp: null}
     return {
         "model": spec.model.to_wire(),
         "template": template,
-        "ports": [_port(port) for port in sorted(spec.service.ports, key=lambda port: port.name)],
+        "ports": ports,
     }
 
 

@@ -19,6 +19,7 @@ from .spec import (
     Guardrail,
     Latency,
     Metric,
+    OwnServices,
     PathMatch,
     Ratio,
     Score,
@@ -182,13 +183,54 @@ def _step_names_differ(canary: Canary) -> bool:
     return len(names) == len(set(names))
 
 
+def _one_source(workload: Workload) -> bool:
+    sources = (workload.template, workload.deployment_ref, workload.services)
+    return sum(bool(source) for source in sources) == 1
+
+
 RULES: tuple[Rule[Any], ...] = (
     Rule(
         Workload,
         "template",
-        "workload.template is missing: write the pod template of the model server, as in a Deployment",
-        "has(self.template)",
-        lambda workload: bool(workload.template),
+        "workload takes exactly one of template, deploymentRef and services: write the pod template of the model server, "
+        "as in a Deployment, or name what you run, and remove the others",
+        "[has(self.template), has(self.deploymentRef), has(self.services)].filter(source, source).size() == 1",
+        _one_source,
+    ),
+    Rule(
+        Workload,
+        "trackConfig",
+        "workload.trackConfig is not for workload.services, whose pods the operator does not make: remove it",
+        "!has(self.services) || !has(self.trackConfig) || !self.trackConfig",
+        lambda workload: workload.services is None or not workload.track_config,
+    ),
+    Rule(
+        Workload,
+        "elastic",
+        "workload.elastic is not for workload.services, whose pods the operator does not scale: remove it",
+        "!has(self.services) || !has(self.elastic) || !self.elastic",
+        lambda workload: workload.services is None or not workload.elastic,
+    ),
+    Rule(
+        OwnServices,
+        "candidate",
+        "workload.services.candidate must be another Service than stable: one Service can't be split",
+        "!has(self.candidate) || self.candidate.name != self.stable.name",
+        lambda own: own.candidate is None or own.candidate.name != own.stable.name,
+    ),
+    Rule(
+        Spec,
+        "traffic",
+        "traffic must be gatewayAPI with workload.services: without a router the split is made by pods of the operator's own",
+        "!has(self.workload.services) || (has(self.traffic) && has(self.traffic.gatewayAPI))",
+        lambda spec: spec.workload.services is None or spec.traffic.gateway_api is not None,
+    ),
+    Rule(
+        Spec,
+        "service.name",
+        "service.name is not for workload.services, where callers use the route and no further Service is made: remove it",
+        "!has(self.workload.services) || !has(self.service.name)",
+        lambda spec: spec.workload.services is None or spec.service.name is None,
     ),
     Rule(
         Service,

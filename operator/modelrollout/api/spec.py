@@ -104,6 +104,39 @@ class ModelSource(Model):
     """Where the model is loaded from, given to the pods as MODEL_URI."""
 
 
+class DeploymentRef(Model):
+    """A Deployment that the user keeps, in the namespace of the ModelRollout."""
+
+    name: ObjectName
+    """Name of the Deployment. Its pod template is what is released; its size and its pods stay its own."""
+    scale_down: Literal["Never", "OnceHealthy"] = "Never"
+    """OnceHealthy: the Deployment is scaled to 0, once, as soon as the first revision made from it is Healthy; whoever
+    scales it up again is not fought. Its size is restored when the ModelRollout is deleted. Never: it is left alone."""
+
+
+class OwnService(Model):
+    """A Service that the user keeps, in the namespace of the ModelRollout."""
+
+    name: ServiceName
+    """Name of the Service."""
+
+
+class OwnServices(Model):
+    """Services that the user keeps, each in front of one version: only traffic and judgement are the operator's."""
+
+    stable: OwnService
+    """The Service that serves when the ModelRollout is created. From then on the status says which one is stable: after
+    a promotion it is the promoted one."""
+    candidate: OwnService | None = None
+    """The Service of what is to be released: another name, or another spec.model, starts a rollout. Left out: nothing is
+    to be released besides `stable`."""
+
+    @property
+    def named(self) -> str:
+        """Name of the Service in front of what the spec names."""
+        return (self.candidate or self.stable).name
+
+
 class Workload(Model):
     """The pods that serve the model."""
 
@@ -114,9 +147,19 @@ class Workload(Model):
     """Seconds that a pod must be ready before it counts as available."""
     elastic: Bool = False
     """True: the baseline shrinks as the candidate grows, for scarce accelerators. The way back then waits for pods."""
+    track_config: Bool = False
+    """True: the data of ConfigMaps and Secrets that the pod template mounts or takes environment variables from are part
+    of the revision, so changing them starts a rollout. The operator must have been installed with trackConfig: true."""
     template: JsonObject = Field(default_factory=dict, json_schema_extra=_TEMPLATE)
-    """The pod template, as in a Deployment; needed. MODEL_NAME, MODEL_VERSION and MODEL_URI are set as environment variables
-    where the template does not set them. Part of the revision, so changing it starts a rollout."""
+    """The pod template, as in a Deployment. MODEL_NAME, MODEL_VERSION and MODEL_URI are set as environment variables
+    where the template does not set them. Part of the revision, so changing it starts a rollout. One of template,
+    deploymentRef and services is needed."""
+    deployment_ref: DeploymentRef | None = None
+    """The pod template is taken from a Deployment that the user keeps, so changing it there starts a rollout."""
+    services: OwnServices | None = None
+    """The user runs each version behind a Service of its own: the operator makes no pods, only splits the traffic and
+    judges. Needs traffic.gatewayAPI. `replicas` then says how many ready pods must be behind a Service for it to carry
+    all of the traffic; at a start it is at least what the stable Service has."""
 
 
 class ServicePort(Model):
@@ -502,7 +545,7 @@ class Spec(Model):
 
 
 UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {
-    Workload: ("template",),
+    Workload: ("template", "deployment_ref", "services"),
     Traffic: ("gateway_api", "pod_ratio"),
     Strategy: ("canary",),
     Metric: ("ratio", "score", "latency", "guardrail"),

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from modelrollout.cluster.port import FIELD_MANAGER, EventType, Hooks, Propagati
 
 REQUEST_SECONDS = 10.0
 LIST_SECONDS = 30.0
+WATCH_SECONDS = 300  # the server ends a watch after this long
 PAGE = 500
 MAX_PAGES = 10_000
 
@@ -59,6 +60,8 @@ async def load_credentials(kubeconfig: Path | str | None = None, context: str | 
     configuration = Configuration()
     # The work queue does the waiting. A client that retries by itself would hide an outage from it.
     configuration.retries = None
+    # Each watch holds a connection; with a limit, the watches of many rollouts would starve the requests.
+    configuration.connection_pool_maxsize = 0
     in_cluster = kubeconfig is None and bool(os.environ.get(SERVICE_HOST_ENV_NAME))
     try:
         if in_cluster:
@@ -139,10 +142,11 @@ class KubernetesCluster:
             return None
 
     async def list(
-        self, kind: Kind, namespace: str | None, label_selector: str | None = None
+        self, kind: Kind, namespace: str | None, label_selector: str | None = None, *, name: str | None = None
     ) -> tuple[list[Object], str]:
         items: list[Object] = []
-        query = {"limit": str(PAGE)} | ({"labelSelector": label_selector} if label_selector else {})
+        selection = _selection(label_selector, name)
+        query = {"limit": str(PAGE)} | selection
         for _ in range(MAX_PAGES):
             try:
                 page = await self._send(
@@ -159,7 +163,7 @@ class KubernetesCluster:
                     raise
                 # The state that the pages were cut from has been compacted away: read a new one in one piece.
                 items.clear()
-                query = {field: value for field, value in query.items() if field == "labelSelector"}
+                query = dict(selection)
                 continue
             # Items of a list come without the two fields that say what they are.
             items += (
@@ -170,6 +174,42 @@ class KubernetesCluster:
                 return items, str(metadata.get("resourceVersion") or "")
             query["continue"] = metadata["continue"]
         raise Unavailable(f"list {kind.kind}: still not at its end after {MAX_PAGES} pages")
+
+    async def watch(
+        self,
+        kind: Kind,
+        namespace: str,
+        *,
+        label_selector: str | None = None,
+        name: str | None = None,
+        resource_version: str,
+    ) -> AsyncIterator[tuple[str, Object]]:
+        query = _selection(label_selector, name) | {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS),
+            "resourceVersion": resource_version,
+        }
+        named, status, began = f"watch {kind.kind} {namespace}/{name or '*'}", 0, time.monotonic()
+        limit = aiohttp.ClientTimeout(total=WATCH_SECONDS + 30, connect=self._request_seconds)
+        response: Any = None
+        try:
+            request = await self._request("GET", kind.path(namespace), query, None, _JSON)
+            response = (await self._client.call_api(*request, _request_timeout=limit)).response
+            status = response.status
+            if status != 200:
+                raise error_from(status, await response.read(), response.headers, what=named)
+            rest = b""
+            async for chunk in response.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield _event(line, kind, named)
+        except (TimeoutError, aiohttp.ClientError, OSError, ConfigException) as error:
+            raise Unavailable(f"{named}: {type(error).__name__}: {error}") from error
+        finally:
+            if response is not None:
+                response.close()
+            self._hooks.answered(Request("watch", kind.kind, status, time.monotonic() - began))
 
     async def apply(
         self,
@@ -352,7 +392,15 @@ class KubernetesCluster:
     ) -> tuple[int, Mapping[str, str], bytes]:
         if fresh:
             await self._credentials.renew()
-        request = await self._client.param_serialize(
+        request = await self._request(method, path, query, body, content_type)
+        limit = aiohttp.ClientTimeout(total=seconds)
+        response = await self._client.call_api(*request, _request_timeout=limit)
+        return response.status, response.headers, await response.read()
+
+    async def _request(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Any, content_type: str
+    ) -> Any:
+        return await self._client.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),
@@ -360,12 +408,22 @@ class KubernetesCluster:
             body=body,
             auth_settings=["BearerToken"],
         )
-        limit = aiohttp.ClientTimeout(total=seconds)
-        response = await self._client.call_api(*request, _request_timeout=limit)
-        return response.status, response.headers, await response.read()
 
 
 _MANAGED: Mapping[str, str] = {"fieldManager": FIELD_MANAGER}
+
+
+def _selection(label_selector: str | None, name: str | None) -> dict[str, str]:
+    fields = {"fieldSelector": f"metadata.name={name}"} if name else {}
+    return ({"labelSelector": label_selector} if label_selector else {}) | fields
+
+
+def _event(line: bytes, kind: Kind, named: str) -> tuple[str, Object]:
+    event = _body(line, named)
+    what, obj = str(event.get("type")), event.get("object") or {}
+    if what == "ERROR":
+        raise Unavailable(f"{named}: {obj.get('message')}", status=int(obj.get("code") or 0))
+    return what, {"apiVersion": kind.api_version, "kind": kind.kind} | obj
 
 
 def _require_version(obj: Mapping[str, Any]) -> None:

@@ -51,6 +51,8 @@ DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
 REPLICA_SET = Kind("apps", "v1", "replicasets", "ReplicaSet")
 CONTROLLER_REVISION = Kind("apps", "v1", "controllerrevisions", "ControllerRevision")
 SERVICE = Kind("", "v1", "services", "Service")
+CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
+SECRET = Kind("", "v1", "secrets", "Secret")
 POD = Kind("", "v1", "pods", "Pod")
 NAMESPACE = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 ENDPOINT_SLICE = Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
@@ -67,6 +69,8 @@ KINDS: Mapping[tuple[str, str], Kind] = {
         REPLICA_SET,
         CONTROLLER_REVISION,
         SERVICE,
+        CONFIG_MAP,
+        SECRET,
         POD,
         NAMESPACE,
         ENDPOINT_SLICE,

@@ -6,7 +6,7 @@ that passes the same contract tests. Plain dicts, because typed models drop fiel
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -69,9 +69,22 @@ class Cluster(Protocol):
         """The object, or None if there is none. KindNotServed if the cluster does not know the kind."""
 
     async def list(
-        self, kind: Kind, namespace: str | None, label_selector: str | None = None
+        self, kind: Kind, namespace: str | None, label_selector: str | None = None, *, name: str | None = None
     ) -> tuple[list[Object], str]:
-        """All objects of a kind (namespace None: in all namespaces) and the resourceVersion of that state."""
+        """All objects of a kind (namespace None: in all namespaces; `name`: only the one of that name) and the
+        resourceVersion of that state."""
+
+    def watch(
+        self,
+        kind: Kind,
+        namespace: str,
+        *,
+        label_selector: str | None = None,
+        name: str | None = None,
+        resource_version: str,
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Changes after a state that was listed, as (ADDED | MODIFIED | DELETED | BOOKMARK, object). Ends after some
+        minutes; raises Unavailable when the state is too old, or the connection broke: then list anew."""
 
     async def apply(
         self,

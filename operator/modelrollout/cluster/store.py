@@ -119,7 +119,7 @@ class Store:
     ) -> frozenset[Key]:
         """Make a whole kind (in one namespace, or in all) what a LIST says; the rollouts for which that was news.
 
-        What we wrote after the state that was listed stays. A LIST older than the one before it means that the
+        What we wrote after the state that was listed stays, and so do objects that other watches see (`refer`). A LIST older than the one before it means that the
         cluster was restored from a backup: then everything is what the LIST says, version numbers or not.
         """
         scope = (kind.kind, namespace)
@@ -138,6 +138,8 @@ class Store:
             else:
                 affected |= self.put(obj)
         for ref in self._in_scope(kind, namespace) - seen:
+            if self._entries[ref].rollout is None and kind != MODEL_ROLLOUT:
+                continue
             if restored or not _newer(self._entries[ref].version, than=resource_version):
                 affected |= self._evict(ref)
         return frozenset(affected)

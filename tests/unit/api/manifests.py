@@ -51,6 +51,16 @@ def gateway(**more: Any) -> dict[str, Any]:
     return {"gatewayAPI": {"parentRefs": [{"name": "public"}], **more}}
 
 
+CONTAINERS = {"spec": {"containers": [{"name": "server", "image": "lab/model:1"}]}}
+
+
+def own_services(candidate: str | None = "fraud-v2", **more: Any) -> dict[str, Any]:
+    """A workload of the user's own Services."""
+    second = {"candidate": {"name": candidate}} if candidate else {}
+    return {"services": {"stable": {"name": "fraud-v1"}, **second}, **more}
+
+
+ROUTED = {"spec.traffic": {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}}
 TWO_PORTS = [{"name": "http", "port": 80}, {"name": "grpc", "port": 9000}]
 
 
@@ -104,6 +114,67 @@ BAD: tuple[Bad, ...] = (
         "a template has no spec", "spec.workload.template", {"metadata": {}}, at="spec.workload.template.spec"
     ),
     bad("a template has no containers", "spec.workload.template.spec.containers", []),
+    bad(
+        "a template is given twice",
+        "spec.workload",
+        {"template": CONTAINERS, "deploymentRef": {"name": "fraud"}},
+        at="spec.workload.template",
+    ),
+    bad(
+        "Services and a template exclude each other",
+        "spec.workload",
+        own_services(template=CONTAINERS),
+        at="spec.workload.template",
+        also=ROUTED,
+    ),
+    bad(
+        "a Deployment has no name",
+        "spec.workload",
+        {"deploymentRef": {}},
+        at="spec.workload.deploymentRef.name",
+    ),
+    bad(
+        "a Deployment is scaled down at some time only",
+        "spec.workload",
+        {"deploymentRef": {"name": "fraud", "scaleDown": "Always"}},
+        at="spec.workload.deploymentRef.scaleDown",
+    ),
+    bad(
+        "there is no Service to begin with",
+        "spec.workload",
+        {"services": {"candidate": {"name": "fraud-v2"}}},
+        at="spec.workload.services.stable",
+        also=ROUTED,
+    ),
+    bad(
+        "both sides are one Service",
+        "spec.workload",
+        own_services("fraud-v1"),
+        at="spec.workload.services.candidate",
+        also=ROUTED,
+    ),
+    bad("pods of others make no ratio", "spec.workload", own_services(), at="spec.traffic"),
+    bad(
+        "pods of others do not shrink",
+        "spec.workload",
+        own_services(elastic=True),
+        at="spec.workload.elastic",
+        also=ROUTED,
+    ),
+    bad(
+        "configuration of others is not tracked",
+        "spec.workload",
+        own_services(trackConfig=True),
+        at="spec.workload.trackConfig",
+        also=ROUTED,
+    ),
+    bad(
+        "a third Service has no pods",
+        "spec.workload",
+        own_services(),
+        at="spec.service.name",
+        also={**ROUTED, "spec.service.name": "front"},
+    ),
     bad("no replicas could serve nothing", "spec.workload.replicas", 0),
     bad("replicas in quotes are no number", "spec.workload.replicas", "4"),
     bad("seconds are not negative", "spec.workload.minReadySeconds", -1),
@@ -381,6 +452,12 @@ GOOD: dict[str, Mapping[str, Any]] = {
     "a path by regular expression": {
         "spec.traffic": gateway(matches=[{"path": {"type": "RegularExpression", "value": ".*"}}])
     },
+    "the template of a Deployment": {"spec.workload": {"deploymentRef": {"name": "fraud"}}},
+    "a Deployment that is scaled down": {
+        "spec.workload": {"deploymentRef": {"name": "fraud", "scaleDown": "OnceHealthy"}, "trackConfig": True}
+    },
+    "two Services of the user's": {"spec.workload": own_services(), **ROUTED},
+    "one Service of the user's": {"spec.workload": own_services(None, replicas=3), **ROUTED},
     "planned steps": {"spec.strategy": {"canary": {"maxWeight": 20}}},
     "equal weights": {STEPS: [{"weight": 5}, {"weight": 5, "approval": True}]},
     "an analysis that is off": {"spec.analysis": {"mode": "Off"}},

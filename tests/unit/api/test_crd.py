@@ -102,6 +102,7 @@ def test_everything_else_that_has_a_default_has_it_in_the_schema() -> None:
         "spec.workload.replicas": 1,
         "spec.workload.minReadySeconds": 0,
         "spec.workload.elastic": False,
+        "spec.workload.trackConfig": False,
         "spec.service.ports[].name": "http",
         "spec.analysis.mode": "On",
         "spec.analysis.prometheus": "default",

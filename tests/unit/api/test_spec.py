@@ -19,7 +19,7 @@ def test_what_is_left_out_has_the_defaults_of_the_design() -> None:
     del wire["workload"]["template"]
     assert wire == {
         "model": {},
-        "workload": {"replicas": 1, "minReadySeconds": 0, "elastic": False},
+        "workload": {"replicas": 1, "minReadySeconds": 0, "elastic": False, "trackConfig": False},
         "service": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
         "traffic": {},
         "strategy": {"canary": {"maxWeight": 50}},

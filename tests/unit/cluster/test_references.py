@@ -1,0 +1,134 @@
+"""Objects of the user's come into the store as long as a rollout needs them, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from modelrollout.cluster.errors import Forbidden
+from modelrollout.cluster.kinds import CONFIG_MAP, DEPLOYMENT, HTTP_ROUTE, SECRET, SERVICE, Kind, Object
+from modelrollout.cluster.references import DATA_HASH, Interest, References
+from modelrollout.cluster.store import Key, Store
+from tests.fakes.cluster import FakeCluster
+
+FRAUD, OTHER = Key("ml", "fraud"), Key("ml", "other")
+SIZED = {"template": {"spec": {"containers": [{"name": "model", "image": "model"}]}}}
+LEGACY = Interest(DEPLOYMENT, "ml", name="legacy")
+
+
+def make(kind: Kind, name: str, labels: dict[str, str] | None = None, **rest: Any) -> Object:
+    metadata = {"name": name, "namespace": "ml", "labels": labels or {}}
+    return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, **rest}
+
+
+@dataclass
+class World:
+    cluster: FakeCluster = field(default_factory=lambda: FakeCluster(absent=frozenset({"HTTPRoute"})))
+    store: Store = field(default_factory=Store)
+    told: list[Key] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.references = References(self.cluster, self.store, self._changed)
+        self._news = asyncio.Event()
+
+    def _changed(self, keys: Collection[Key]) -> None:
+        self.told += keys
+        self._news.set()
+
+    async def until(self, check: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not check():
+                self._news.clear()
+                await self._news.wait()
+
+    def replicas(self) -> int | None:
+        found = self.store.get(DEPLOYMENT, "ml", "legacy")
+        return found["spec"]["replicas"] if found else None
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    await world.references.close()
+
+
+async def test_what_is_needed_is_there_when_need_returns(world: World) -> None:
+    world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 3}))
+    world.cluster.seed(make(DEPLOYMENT, "stranger", spec=SIZED | {"replicas": 1}))
+    await world.references.need(FRAUD, [LEGACY])
+    assert world.replicas() == 3
+    assert world.store.get(DEPLOYMENT, "ml", "stranger") is None
+
+
+async def test_changes_and_deletions_are_told_to_whom_they_concern(world: World) -> None:
+    world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 3}))
+    await world.references.need(FRAUD, [LEGACY])
+    await world.references.need(OTHER, [Interest(DEPLOYMENT, "ml", name="another")])
+    await asyncio.sleep(0)
+    world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 4}))
+    await world.until(lambda: world.replicas() == 4)
+    world.cluster.erase(DEPLOYMENT, "ml", "legacy")
+    await world.until(lambda: world.replicas() is None)
+    assert set(world.told) == {FRAUD}
+
+
+async def test_what_nobody_needs_is_neither_watched_nor_kept(world: World) -> None:
+    world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 3}))
+    await world.references.need(FRAUD, [LEGACY])
+    await world.references.need(OTHER, [LEGACY])
+    world.references.forget(FRAUD)
+    assert (len(world.references), world.replicas()) == (1, 3)
+    await world.references.need(OTHER, [])
+    assert (len(world.references), world.replicas()) == (0, None)
+
+
+async def test_a_selector_brings_what_it_matches(world: World) -> None:
+    for name, app in (("a", "fraud"), ("b", "fraud"), ("c", "else")):
+        world.cluster.seed(make(SERVICE, name, {"app": app}, spec={}))
+    await world.references.need(FRAUD, [Interest(SERVICE, "ml", selector="app=fraud")])
+    assert [bool(world.store.get(SERVICE, "ml", name)) for name in "abc"] == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", [CONFIG_MAP, SECRET], ids=lambda kind: kind.kind)
+async def test_of_configuration_only_a_hash_is_kept(world: World, kind: Kind) -> None:
+    def stored() -> Object:
+        found = world.store.get(kind, "ml", "settings")
+        assert found is not None
+        return found
+
+    world.cluster.seed(make(kind, "settings", data={"password": "aHVudGVyMg=="}))
+    await world.references.need(FRAUD, [Interest(kind, "ml", name="settings")])
+    before = stored()
+    assert "aHVudGVyMg==" not in str(before)
+    world.cluster.seed(make(kind, "settings", {"team": "risk"}, data={"password": "aHVudGVyMg=="}))
+    await world.until(lambda: stored()["metadata"]["labels"] == {"team": "risk"})
+    assert stored()[DATA_HASH] == before[DATA_HASH]
+    world.cluster.seed(make(kind, "settings", data={"password": "b3RoZXI="}))
+    await world.until(lambda: stored()[DATA_HASH] != before[DATA_HASH])
+
+
+async def test_a_kind_that_is_not_served_has_no_objects(world: World) -> None:
+    await world.references.need(FRAUD, [Interest(HTTP_ROUTE, "ml", name="fraud")])
+    assert world.store.get(HTTP_ROUTE, "ml", "fraud") is None
+
+
+async def test_a_right_that_is_missing_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise Forbidden("secrets is forbidden", status=403)
+
+    monkeypatch.setattr(world.cluster, "list", refuse)
+    monkeypatch.setattr("modelrollout.cluster.references.LISTED_WITHIN", 0.05)
+    with pytest.raises(Forbidden):
+        await world.references.need(FRAUD, [Interest(SECRET, "ml", name="settings")])
+
+
+async def test_an_object_of_ours_is_left_to_kopf(world: World) -> None:
+    labels = {"modelrollout.dev/rollout": "fraud"}
+    world.cluster.seed(make(DEPLOYMENT, "legacy", labels, spec=SIZED | {"replicas": 3}))
+    await world.references.need(FRAUD, [LEGACY])
+    assert world.replicas() is None
