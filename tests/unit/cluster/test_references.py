@@ -16,7 +16,14 @@ from modelrollout.cluster.store import Key, Store
 from tests.fakes.cluster import FakeCluster
 
 FRAUD, OTHER = Key("ml", "fraud"), Key("ml", "other")
-SIZED = {"template": {"spec": {"containers": [{"name": "model", "image": "model"}]}}}
+APP = {"app": "legacy"}
+SIZED = {
+    "selector": {"matchLabels": APP},
+    "template": {
+        "metadata": {"labels": APP},
+        "spec": {"containers": [{"name": "model", "image": "model"}]},
+    },
+}
 LEGACY = Interest(DEPLOYMENT, "ml", name="legacy")
 
 
