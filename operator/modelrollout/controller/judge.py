@@ -252,9 +252,7 @@ class Judge:
 def _side(rollout: Object, role: RevisionStatus, children: Children, memory: Memory) -> Side:
     """The pods of a revision, with the time since when their samples count."""
     pods = {}
-    for pod in children.pods.values():
-        if pod.revision != role.revision:
-            continue
+    for pod in children.pods_of(rollout, role.revision):
         if pod.ready_since is not None:
             memory.first_ready.setdefault(pod.uid, pod.ready_since)
         started = [when for _, when in pod.container_started]
@@ -265,7 +263,8 @@ def _side(rollout: Object, role: RevisionStatus, children: Children, memory: Mem
             restarted=max(started, default=None),
             ready=pod.ready,
         )
-    return Side(pods, workload=child_name(rollout, role.revision))
+    own = role.revision in children.bound  # its pods are not named after a Deployment of ours
+    return Side(pods, workload=None if own else child_name(rollout, role.revision))
 
 
 def _plan(spec: Spec, attempt: int, baseline: str, candidate: str) -> Plan:

@@ -26,7 +26,7 @@ from ..workloads import (
     ownership,
     record_of,
 )
-from ..workloads.children import child_name, delete, deleting, name_in, owned
+from ..workloads.children import delete, deleting, name_in, owned
 from ..workloads.observation import ready_pods
 from ..workloads.revisions import weights_by_revision
 from .base import RouteReading, Split
@@ -80,12 +80,12 @@ class GatewayApiRouter:
         ours = (
             desired is not None
             and not differences(desired, live)
-            and _shares(desired, rollout) == _percent(weights_by_revision(status))
+            and _shares(desired, rollout, status, children) == _percent(weights_by_revision(status))
         )
         problem = next(_refusals(rollout, _gateway(spec), live), None)
         metadata = live["metadata"]
         return RouteReading(
-            weights=_shares(live, rollout),
+            weights=_shares(live, rollout, status, children),
             accepted=ours and problem is None and not deleting(live),
             identity=f"{metadata.get('uid')}/{metadata.get('generation')}",
             problem=problem,
@@ -147,12 +147,12 @@ def _backends(rollout: Mapping[str, Any], spec: Spec, status: Status, children: 
     weights = weights_by_revision(status)
     refs = []
     for revision, weight in weights.items():
-        service = child_name(rollout, revision)
+        service = children.service_of(rollout, revision)
         record = record_of(rollout, spec, children, revision)
         if record is not None and (service in routed or ready_pods(children.slices_of(service))):
             number = record.port(_gateway(spec).port)
             refs.append(_ref(service, number, weight))
-    ours = [name for name in routed if _revision_in(rollout, name)]
+    ours = [name for name in routed if _revision_in(rollout, name) or name in children.bound.values()]
     return refs or [_ref(name, int(routed[name].get("port") or 0), _weight(routed[name])) for name in ours]
 
 
@@ -176,12 +176,16 @@ def _revision_in(rollout: Mapping[str, Any], service: str) -> str | None:
     return service[len(prefix) :] if service.startswith(prefix) else None
 
 
-def _shares(route: Mapping[str, Any], rollout: Mapping[str, Any]) -> dict[str, int]:
+def _shares(
+    route: Mapping[str, Any], rollout: Mapping[str, Any], status: Status, children: Children
+) -> dict[str, int]:
     """Percent by revision, in a route; a Service that is not a revision's goes by its own name."""
+    roles = (status.previous, status.stable, status.candidate)
+    bound = {children.bound[r.revision]: r.revision for r in roles if r and r.revision in children.bound}
     weights: dict[str, int] = {}
     for ref in _refs(route):
         name = str(ref.get("name"))
-        key = _revision_in(rollout, name) or name
+        key = bound.get(name) or _revision_in(rollout, name) or name
         weights[key] = weights.get(key, 0) + _weight(ref)
     return _percent(weights)
 

@@ -7,7 +7,7 @@ reported. Except where it plainly was ours: it carries our label and name and ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -50,6 +50,7 @@ class Children:
     endpointslices: Mapping[str, Object] = field(default_factory=dict)
     pods: Mapping[str, Pod] = field(default_factory=dict)
     routes: Mapping[str, Object] = field(default_factory=dict)
+    bound: Mapping[str, str] = field(default_factory=dict)  # revision → the user's Service in front of it
 
     @classmethod
     def from_store(cls, found: store.Children) -> Children:
@@ -58,14 +59,28 @@ class Children:
         def named(kind: Kind) -> dict[str, Object]:
             return {name_in(obj): obj for obj in found.of(kind)}
 
+        records = named(CONTROLLER_REVISION)
+        own = {revision_of(obj): (obj.get("data") or {}).get("service") for obj in records.values()}
         return cls(
-            controller_revisions=named(CONTROLLER_REVISION),
+            controller_revisions=records,
             deployments=named(DEPLOYMENT),
             services=named(SERVICE),
             endpointslices=named(ENDPOINT_SLICE),
             pods={pod.name: pod for pod in found.pods},
             routes=named(HTTP_ROUTE),
+            bound={revision: str(service) for revision, service in own.items() if revision and service},
         )
+
+    def service_of(self, rollout: Mapping[str, Any], revision: str) -> str:
+        """Name of the Service in front of a revision: the user's that it is bound to, or our own."""
+        return self.bound.get(revision) or child_name(rollout, revision)
+
+    def pods_of(self, rollout: Mapping[str, Any], revision: str) -> list[Pod]:
+        """The pods of a revision: those with our label, or those behind the user's Service."""
+        if revision not in self.bound:
+            return [pod for pod in self.pods.values() if pod.revision == revision]
+        names = pod_names(self.slices_of(self.bound[revision]))
+        return [self.pods[name] for name in sorted(names) if name in self.pods]
 
     def slices_of(self, service: str) -> Iterator[Object]:
         """The EndpointSlices of a Service."""
@@ -77,6 +92,12 @@ class Children:
     def routed_services(self) -> frozenset[str]:
         """Names of the Services that a route sends requests to, or copies of them."""
         return frozenset(name for route in self.routes.values() for name in _backends(route.get("spec")))
+
+
+def pod_names(slices: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Names of all pods in EndpointSlices, ready or not."""
+    targets = (endpoint.get("targetRef") or {} for obj in slices for endpoint in obj.get("endpoints") or ())
+    return {str(target["name"]) for target in targets if target.get("kind") == "Pod" and target.get("name")}
 
 
 def _backends(value: Any) -> Iterator[str]:

@@ -51,6 +51,8 @@ def workload_actions(
     if deleting(rollout) or not sizes:
         return []
     records, made = _records(rollout, spec, status, children, sizes)
+    if spec.workload.services is not None:
+        return [*made, *_pruned(rollout, spec, children, sizes)]
     grow, shrink = _deployments(rollout, spec, children, sizes, records)
     return [
         *made,
@@ -87,8 +89,12 @@ def name_problems(
 ) -> list[Problem]:
     """Children that stand in our way because they are somebody else's; `name_taken` judges an object that was read."""
     wanted = {child_name(rollout, revision) for revision in sizes_by_revision(status, float("-inf"))}
+    records = [children.controller_revisions.get(name) for name in sorted(wanted)]
+    if spec.workload.services is not None:
+        found = [*records, children.routes.get(name_in(rollout))]
+        return [problem for obj in found if (problem := name_taken(rollout, obj)) is not None]
     found = [
-        *(children.controller_revisions.get(name) for name in sorted(wanted)),
+        *records,
         *(children.deployments.get(name) for name in sorted(wanted)),
         *(children.services.get(name) for name in sorted(wanted | {spec.service_name(name_in(rollout))})),
         children.routes.get(name_in(rollout)) if spec.traffic.router == "gatewayAPI" else None,
@@ -103,15 +109,18 @@ def record_of(rollout: Mapping[str, Any], spec: Spec, children: Children, revisi
     live = children.controller_revisions.get(name)
     if live is not None:
         return Record.of(live) if ownership(rollout, live) is not Ownership.FOREIGN else None
-    if _names(spec, revision):
-        return Record.render(rollout, spec, revision)
+    if _names(spec, revision, children):
+        return Record.render(rollout, spec, revision, service=children.bound.get(revision))
     running = [obj.get(name) for obj in (children.deployments, children.services)]
     if any(obj is None or ownership(rollout, obj) is Ownership.FOREIGN for obj in running):
         return None
     return Record.running(*(obj for obj in running if obj is not None))
 
 
-def _names(spec: Spec, revision: str) -> bool:
+def _names(spec: Spec, revision: str, children: Children) -> bool:
+    """Whether the spec says what the revision consists of."""
+    if spec.workload.services is not None:
+        return revision in children.bound
     return bool(spec.workload.template) and hash_revision(spec) == revision
 
 
@@ -127,7 +136,7 @@ def _records(
         if record is None or (live is None and size == 0 and name not in children.deployments):
             continue
         records[revision] = record
-        if live is None and not _names(spec, revision):
+        if live is None and not _names(spec, revision, children):
             continue  # the record is made from a spec, never guessed from what runs
         wanted = controller_revision(rollout, spec, revision, record=record, attempt=status.attempt)
         if live is not None:

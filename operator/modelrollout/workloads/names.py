@@ -21,12 +21,13 @@ _REVISION_NAME = re.compile(r"-[a-z2-7]{10}")
 def needed_names(rollout: Mapping[str, Any], spec: Spec, revision: str) -> list[tuple[Kind, str]]:
     """Kind and name of every object that a revision is made of; `name_taken` judges what stands there."""
     child = child_name(rollout, revision)
-    names = [
-        (SERVICE, spec.service_name(name_in(rollout))),
-        (CONTROLLER_REVISION, child),
-        (DEPLOYMENT, child),
-        (SERVICE, child),
-    ]
+    names = [(CONTROLLER_REVISION, child)]
+    if spec.workload.services is None:
+        names += [
+            (SERVICE, spec.service_name(name_in(rollout))),
+            (DEPLOYMENT, child),
+            (SERVICE, child),
+        ]
     if spec.traffic.router == "gatewayAPI":
         names.append((HTTP_ROUTE, name_in(rollout)))
     return names
@@ -66,18 +67,21 @@ def _claims(rollout: Mapping[str, Any]) -> list[tuple[str, str]]:
     claims: dict[tuple[str, str], None] = {}
     for spec in (accepted, rollout.get("spec")):
         if isinstance(spec, dict):
-            claims[("Service", _text(spec, "service", "name") or name_in(rollout))] = None
-            for kind, path in _REFERENCES.items():
+            if not _text(spec, "workload", "services", "stable", "name"):
+                claims[("Service", _text(spec, "service", "name") or name_in(rollout))] = None
+            for kind, path in _REFERENCES:
                 if name := _text(spec, *path):
                     claims[(kind, name)] = None
     return list(claims)
 
 
-_REFERENCES: Mapping[str, tuple[str, ...]] = {
-    "HTTPRoute": ("traffic", "httpRoute", "name"),
-    "VirtualService": ("traffic", "istio", "virtualService", "name"),
-    "Deployment": ("workload", "deploymentRef", "name"),
-}
+_REFERENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("HTTPRoute", ("traffic", "httpRoute", "name")),
+    ("VirtualService", ("traffic", "istio", "virtualService", "name")),
+    ("Deployment", ("workload", "deploymentRef", "name")),
+    ("Service", ("workload", "services", "stable", "name")),
+    ("Service", ("workload", "services", "candidate", "name")),
+)
 
 
 def _text(value: Any, *path: str) -> str | None:

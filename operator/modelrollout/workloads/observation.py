@@ -32,7 +32,7 @@ _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 def observe(rollout: Mapping[str, Any], children: Children, now: float) -> dict[str, RevisionView]:
     """Every revision of which something exists. `now` (epoch seconds) stands in for what a pod has not said yet."""
     revisions = {revision_of(obj) for obj in (*children.deployments.values(), *children.services.values())}
-    revisions |= {pod.revision for pod in children.pods.values()}
+    revisions |= {pod.revision for pod in children.pods.values()} | set(children.bound)
     return {revision: _view(rollout, children, revision, now) for revision in sorted(filter(None, revisions))}
 
 
@@ -67,12 +67,13 @@ def ready_pods(slices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: float) -> RevisionView:
-    name = child_name(rollout, revision)
-    workload = children.deployments.get(name)
-    pods = [p for p in children.pods.values() if p.revision == revision and p.phase not in _OVER]
+    workload = children.deployments.get(child_name(rollout, revision))
+    pods = [pod for pod in children.pods_of(rollout, revision) if pod.phase not in _OVER]
     since = {pod.name: pod.ready_since for pod in pods}
-    ready = ready_pods(children.slices_of(name))
+    ready = ready_pods(children.slices_of(children.service_of(rollout, revision)))
     replicas = workload["spec"].get("replicas") if workload else 0
+    if revision in children.bound:
+        replicas = max(len(pods), len(ready))
     return RevisionView(
         desired=1 if replicas is None else int(replicas),
         ready=len(ready),

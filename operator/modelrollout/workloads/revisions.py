@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..api.revision import hash_revision
 from ..api.spec import ModelSource, Spec
 from ..api.status import Status
 from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
@@ -27,18 +28,22 @@ class Record:
 
     template: Mapping[str, Any]  # the pod template, rendered
     ports: Sequence[Mapping[str, Any]]  # of its Service
+    service: str | None = None  # the user's, of a revision that has no template
 
     @classmethod
     def of(cls, obj: Mapping[str, Any]) -> Record:
         """Read the data of a ControllerRevision that `controller_revision` made."""
         data = obj["data"]
-        return cls(template=data["template"], ports=data["ports"])
+        return cls(template=data.get("template") or {}, ports=data["ports"], service=data.get("service"))
 
     @classmethod
-    def render(cls, rollout: Mapping[str, Any], spec: Spec, revision: str) -> Record:
-        """The record of the revision that a spec names."""
+    def render(
+        cls, rollout: Mapping[str, Any], spec: Spec, revision: str, *, service: str | None = None
+    ) -> Record:
+        """The record of the revision that a spec names; `service` is the user's in front of it, if there is one."""
         return cls(
-            template=render_template(rollout, spec, revision),
+            service=service,
+            template={} if service else render_template(rollout, spec, revision),
             ports=[
                 {"name": port.name, "port": port.port, "targetPort": port.target, "protocol": "TCP"}
                 for port in spec.service.ports
@@ -99,15 +104,20 @@ def _without_nulls(value: Any) -> Any:
 def controller_revision(
     rollout: Mapping[str, Any], spec: Spec, revision: str, *, record: Record, attempt: int
 ) -> Object:
-    """The record of a revision. Its data never change; `revision` orders the history by attempt."""
+    """The record of a revision. Its data never change; `revision` orders the history by attempt.
+
+    Of what served before a ModelRollout was made of it, the model is not known.
+    """
+    what = {"service": record.service} if record.service else {"template": record.template}
+    known = record.service is None or hash_revision(spec) == revision
     return {
         "apiVersion": CONTROLLER_REVISION.api_version,
         "kind": CONTROLLER_REVISION.kind,
         "metadata": owned(rollout, child_name(rollout, revision), revision),
         "data": {
             "version": DATA_VERSION,
-            "model": spec.model.to_wire(),
-            "template": record.template,
+            "model": spec.model.to_wire() if known else {},
+            **what,
             "ports": list(record.ports),
         },
         "revision": attempt,

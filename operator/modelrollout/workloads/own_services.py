@@ -1,0 +1,183 @@
+"""Services of the user's in place of pods of ours: which revision is behind which Service, and what can't be judged.
+
+Each revision is bound to one Service for life; its record says which. So roles move between Services as they do between
+Deployments, and the decision need not know. What a spec names is the model behind `candidate` (or `stable`, if there is
+no candidate). At rest the status says which Service is stable, whatever the spec calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..api.conditions import Reason
+from ..api.revision import hash_revision
+from ..api.spec import ModelSource, OwnServices, Spec
+from ..api.status import Phase, RevisionStatus, Status
+from ..cluster.kinds import Object
+from .children import Children, Problem, child_name, pod_names
+from .observation import ready_pods
+
+AT_REST = (None, Phase.INVALID, Phase.PENDING, Phase.HEALTHY, Phase.ROLLED_BACK)
+
+
+def service_names(spec: Spec | None, status: Status, children: Children) -> frozenset[str]:
+    """The user's Services that matter now: those that the spec names, and those in front of what has traffic."""
+    own = spec.workload.services if spec else None
+    named = {own.stable.name, own.named} if own else set()
+    revisions = [role.revision for role in _roles(status)] + [gone.revision for gone in status.retiring]
+    return frozenset(named | {children.bound[rev] for rev in revisions if rev in children.bound})
+
+
+def bind(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children) -> Children:
+    """The children with the bindings that the spec makes: what it names, and at first what serves."""
+    own = spec.workload.services
+    if own is None:
+        return children
+    bound = dict(children.bound)
+    revision, _ = named_revision(rollout, spec, status, children)
+    bound.setdefault(revision, own.named)
+    first = first_revision(spec)
+    known = any(role.revision == first for role in _roles(status))
+    if first is not None and (status.phase in (None, Phase.INVALID) or known):
+        bound.setdefault(first, own.stable.name)
+    return replace(children, bound=bound)
+
+
+def first_revision(spec: Spec) -> str | None:
+    """The revision of what serves when the ModelRollout is created; its model is known only if the spec names it."""
+    own = spec.workload.services
+    if own is None:
+        return None
+    if own.candidate is None:
+        return hash_revision(spec)
+    workload = spec.workload.model_copy(update={"services": OwnServices(stable=own.stable)})
+    return hash_revision(spec.model_copy(update={"model": ModelSource(), "workload": workload}))
+
+
+def first_pinned(spec: Spec, status: Status, children: Children) -> str | None:
+    """What serves at first, if it does: the stable Service with a ready pod. None once anything is known."""
+    first = first_revision(spec)
+    return first if first is not None and status.phase in (None, Phase.INVALID) else None
+
+
+def named_revision(
+    rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children
+) -> tuple[str, Problem | None]:
+    """The revision that the spec names, and why it can't be released.
+
+    A Service in front of a revision that has a role stands for that revision, unless the spec says another model.
+    """
+    own = spec.workload.services
+    assert own is not None
+    written = hash_revision(spec)
+    for role in (status.stable, status.previous, status.candidate):
+        if role is None or children.bound.get(role.revision) != own.named:
+            continue
+        model = _model(rollout, children, role.revision)
+        if role.revision == written or model in ({}, spec.model.to_wire()):
+            return role.revision, None
+        if role is status.stable:
+            return written, _in_place(own, role)
+    return written, None
+
+
+def _in_place(own: OwnServices, role: RevisionStatus) -> Problem:
+    other = own.stable.name if own.named != own.stable.name else "another Service"
+    return Problem(
+        Reason.INVALID_SPEC,
+        f"spec.model names another model than {role.model or role.revision}, which Service {own.named} serves as the stable "
+        f"one: run the new model behind {other}, and name that as workload.services.candidate and {own.named} as stable",
+    )
+
+
+def _model(rollout: Mapping[str, Any], children: Children, revision: str) -> Mapping[str, Any]:
+    record = children.controller_revisions.get(child_name(rollout, revision))
+    return (record or {}).get("data", {}).get("model") or {}
+
+
+def services_problem(spec: Spec, status: Status, children: Children) -> Problem | None:
+    """What is wrong with the Services that the spec names, as far as can be seen."""
+    own = spec.workload.services
+    if own is None:
+        return None
+    needed = [own.named]
+    if status.phase in (None, Phase.INVALID):
+        needed.insert(0, own.stable.name)
+    for name in dict.fromkeys(needed):
+        obj = children.services.get(name)
+        if obj is None:
+            return Problem(
+                Reason.REFERENCE_NOT_FOUND,
+                f"spec.workload.services names Service {name}, which does not exist in this namespace: create it, or name "
+                "another one",
+            )
+        if problem := _port_problem(spec, obj):
+            return problem
+    return _shared_pods(own, status, children) or _nothing_to_compare(own, status, children)
+
+
+def _port_problem(spec: Spec, service: Object) -> Problem | None:
+    there = {port.get("port") for port in service["spec"].get("ports") or ()}
+    if spec.routed_port.port in there:
+        return None
+    ports = ", ".join(str(port) for port in sorted(there, key=str)) or "none"
+    return Problem(
+        Reason.INVALID_SPEC,
+        f"spec.service.ports: requests are routed to port {spec.routed_port.port}, which Service "
+        f"{service['metadata']['name']} does not have (it has: {ports}): write the port that both Services have",
+    )
+
+
+def _shared_pods(own: OwnServices, status: Status, children: Children) -> Problem | None:
+    serving = children.bound.get(status.stable.revision) if status.stable else own.stable.name
+    if serving is None or serving == own.named:
+        return None
+    both = pod_names(children.slices_of(serving)) & pod_names(children.slices_of(own.named))
+    if not both:
+        return None
+    return Problem(
+        Reason.SELECTOR_OVERLAP,
+        f"Services {serving} and {own.named} have pods in common ({sorted(both)[0]}), so nothing can be compared: give each "
+        "a selector that matches one version only",
+    )
+
+
+def _nothing_to_compare(own: OwnServices, status: Status, children: Children) -> Problem | None:
+    """With a candidate at creation, `stable` has to serve, or the candidate would get everything without a look."""
+    first = status.phase in (None, Phase.INVALID)
+    if not first or own.candidate is None or ready_pods(children.slices_of(own.stable.name)):
+        return None
+    return Problem(
+        Reason.AWAITING_PODS,
+        f"Service {own.stable.name} has no ready pod, so there is nothing to compare {own.named} with: wait until it has, "
+        f"or leave out candidate and name {own.named} as stable",
+    )
+
+
+def with_capacity(spec: Spec, status: Status, children: Children) -> Spec:
+    """At rest, the spec with `replicas` at least what the stable Service has: whoever takes over must be as large."""
+    own = spec.workload.services
+    if own is None or status.phase not in AT_REST:
+        return spec
+    serving = children.bound.get(status.stable.revision, "") if status.stable else own.stable.name
+    ready = len(ready_pods(children.slices_of(serving)))
+    replicas = max(spec.workload.replicas, ready)
+    return spec.model_copy(update={"workload": spec.workload.model_copy(update={"replicas": replicas})})
+
+
+def switched(spec: Spec, status: Status, children: Children) -> Problem | None:
+    """A ModelRollout whose pods are ours can't go over to Services of the user's, or back."""
+    own = spec.workload.services is not None
+    if all((role.revision in children.bound) == own for role in _roles(status)):
+        return None
+    return Problem(
+        Reason.INVALID_SPEC,
+        "spec.workload can't change between pods of the operator's and workload.services: put it back, and create another "
+        "ModelRollout for the other",
+    )
+
+
+def _roles(status: Status) -> Iterator[RevisionStatus]:
+    yield from (role for role in (status.stable, status.candidate, status.previous) if role is not None)

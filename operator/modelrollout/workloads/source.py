@@ -1,0 +1,136 @@
+"""Where a spec's pods come from, when they are not written in the spec itself.
+
+A template that a user's Deployment holds, and the data of ConfigMaps and Secrets, are filled in before anything is decided,
+so that everything after this sees one kind of spec: one with a whole template, whose hash is the revision.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from ..api.conditions import Reason
+from ..api.spec import GROUP, Spec
+from ..api.status import Status
+from ..cluster.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    ENDPOINT_SLICE,
+    POD,
+    SECRET,
+    SERVICE,
+    SERVICE_NAME_LABEL,
+    Kind,
+    Object,
+)
+from ..cluster.references import DATA_HASH, Interest
+from .children import Children, Problem
+from .own_services import service_names
+
+CONFIG_ANNOTATION = f"{GROUP}/config-hash"
+_HASH_LENGTH = 10
+
+Lookup: TypeAlias = Callable[[Kind, str], Object | None]
+"""An object of the rollout's namespace, as the store has it."""
+
+
+def interests(
+    namespace: str, specs: Iterable[Spec], status: Status, children: Children, find: Lookup, *, track: bool
+) -> set[Interest]:
+    """What a rollout needs to see besides its children. Ask again once it is in the store: a Deployment's template names
+    ConfigMaps, and a Service selects pods. `track`: whether the operator may read ConfigMaps and Secrets."""
+    wanted: set[Interest] = set()
+    for spec in specs:
+        workload = spec.workload
+        if workload.deployment_ref is not None:
+            wanted.add(Interest(DEPLOYMENT, namespace, name=workload.deployment_ref.name))
+        if workload.track_config and track:
+            template = _template(spec, find)
+            wanted |= {Interest(kind, namespace, name=name) for kind, name in config_names(template or {})}
+        if workload.services is not None:
+            for name in service_names(spec, status, children):
+                wanted.update(_of_service(namespace, name, find))
+    return wanted
+
+
+def _of_service(namespace: str, name: str, find: Lookup) -> Iterator[Interest]:
+    yield Interest(SERVICE, namespace, name=name)
+    yield Interest(ENDPOINT_SLICE, namespace, selector=f"{SERVICE_NAME_LABEL}={name}")
+    obj = find(SERVICE, name)
+    selector = (obj["spec"].get("selector") if obj else None) or {}
+    if selector:
+        text = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
+        yield Interest(POD, namespace, selector=text)
+
+
+def filled_in(spec: Spec, find: Lookup, *, track: bool) -> tuple[Spec, Problem | None]:
+    """The spec with the pod template that it refers to, and with the hash of tracked configuration in it."""
+    template = _template(spec, find)
+    ref = spec.workload.deployment_ref
+    if ref is not None and template is None:
+        return spec, Problem(
+            Reason.REFERENCE_NOT_FOUND,
+            f"spec.workload.deploymentRef names Deployment {ref.name}, which does not exist in this namespace: create it, or "
+            "name another one",
+        )
+    if spec.workload.track_config:
+        if not track:
+            return spec, Problem(
+                Reason.NOT_SUPPORTED,
+                "spec.workload.trackConfig needs the right to read ConfigMaps and Secrets, which this operator was not given: "
+                "install it with the chart's value trackConfig: true, or remove the field",
+            )
+        template = _with_hash(template or {}, find)
+    elif ref is None:
+        return spec, None
+    workload = spec.workload.model_copy(update={"template": template})
+    return spec.model_copy(update={"workload": workload}), None
+
+
+def _template(spec: Spec, find: Lookup) -> Mapping[str, Any] | None:
+    ref = spec.workload.deployment_ref
+    if ref is None:
+        return spec.workload.template
+    obj = find(DEPLOYMENT, ref.name)
+    return obj["spec"]["template"] if obj else None
+
+
+def _with_hash(template: Mapping[str, Any], find: Lookup) -> Object:
+    hashes = []
+    for kind, name in sorted(config_names(template), key=lambda one: (one[0].kind, one[1])):
+        obj = find(kind, name)
+        hashes.append([kind.kind, name, obj[DATA_HASH] if obj else None])
+    digest = hashlib.sha256(json.dumps(hashes).encode()).digest()
+    hashed = copy.deepcopy(dict(template))
+    metadata = hashed["metadata"] = dict(hashed.get("metadata") or {})
+    text = base64.b32encode(digest).decode().lower()[:_HASH_LENGTH]
+    metadata["annotations"] = (metadata.get("annotations") or {}) | {CONFIG_ANNOTATION: text}
+    return hashed
+
+
+def config_names(template: Mapping[str, Any]) -> set[tuple[Kind, str]]:
+    """ConfigMaps and Secrets that the pods of a template mount or take environment variables from."""
+    pod = template.get("spec") or {}
+    found: set[tuple[Kind, str]] = set()
+    for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
+        for source in container.get("envFrom") or ():
+            found |= set(_named(source, "configMapRef", "secretRef"))
+        for variable in container.get("env") or ():
+            found |= set(_named(variable.get("valueFrom") or {}, "configMapKeyRef", "secretKeyRef"))
+    for volume in pod.get("volumes") or ():
+        found |= set(_named(volume, "configMap", "secret"))
+        for source in (volume.get("projected") or {}).get("sources") or ():
+            found |= set(_named(source, "configMap", "secret"))
+    return found
+
+
+def _named(source: Mapping[str, Any], config_map: str, secret: str) -> Iterator[tuple[Kind, str]]:
+    for kind, key in ((CONFIG_MAP, config_map), (SECRET, secret)):
+        ref = source.get(key) or {}
+        name = ref.get("name") or ref.get("secretName")
+        if name:
+            yield kind, str(name)
