@@ -1,19 +1,23 @@
 """From Prometheus to a judgement: which pods are compared, when the next look is due, and what the evidence says.
 
 The statistics are in `evidence`, the reading of samples in `telemetry`; here they meet the rollout's phase, its pods and the
-clock. Looks happen at the pace of `analysis.interval`; a round in between judges the same evidence again.
+clock. Looks happen at the pace of `analysis.interval`; a round in between judges the same evidence again. A round never
+waits for a slow Prometheus, because pods that are gone must lose their traffic now: the look goes on, and the round that
+its end wakes learns from it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ..api.conditions import Reason
 from ..api.spec import Metric, Spec
 from ..api.status import Forecast, Phase, RevisionStatus, Status
 from ..cluster.kinds import Object
+from ..cluster.store import Key
 from ..decision.types import Data, GuardrailReading, Judgement
 from ..evidence import split as splits
 from ..evidence.cuts import choose_cuts
@@ -23,16 +27,20 @@ from ..evidence.plan import Margin, MetricTest, Plan
 from ..evidence.poll import Arm, Poll
 from ..evidence.state import State
 from ..planning.preview import Past, preview
-from ..telemetry.history import PastPoll, read_history
+from ..telemetry.history import History, PastPoll, read_history
 from ..telemetry.queries import Queries, build_queries, check_queries
 from ..telemetry.sampler import Pace, Sample, Scope, next_poll, sample
 from ..telemetry.servers import Server, ServerSettings
 from ..telemetry.sides import Pod, Side, Sides
 from ..workloads import Children, Problem
 from ..workloads.children import child_name
-from .memory import Memory
+from .memory import Answer, Look, Memory
 
 COMPARED = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING)
+PATIENCE = (
+    0.05  # seconds that a round waits for the look that it begins: most answers come sooner, and save a round
+)
+LOOK_AGAIN = 1.0  # seconds after which an unfinished look is asked about, should its end wake nobody
 _AWAY = (Data.UNAVAILABLE, Data.NOT_SCRAPED)
 
 
@@ -67,8 +75,10 @@ class _Case:
 class Judge:
     """Judges all rollouts; it keeps nothing but connections."""
 
-    def __init__(self, servers: Mapping[str, Server]) -> None:
+    def __init__(self, servers: Mapping[str, Server], *, wake: Callable[[Key], None] | None = None) -> None:
+        """`wake` is told whose look has ended after its round did."""
         self._servers = servers
+        self._wake = wake or (lambda key: None)
 
     async def judge(
         self,
@@ -86,10 +96,12 @@ class Judge:
             return Judgement()
         state = self._state(case, memory)
         forecast = None
-        if now >= memory.next_poll:
-            if state.consumed is None:
-                state, forecast = await self._prepare(case, state, memory)
-            state = await self._look(case, state, memory)
+        due = now >= memory.next_poll or (memory.look is not None and memory.look.task.done())
+        answer = await self._ask(case, state, memory) if due else None
+        if answer is not None and answer.history is not None:
+            state, forecast = self._prepare(case, state, answer.found, answer.history, memory)
+        elif answer is not None:
+            state = self._learn(case, state, answer.found, memory)
         if state.raised_at is None and case.weight > 0:
             state = raise_weight(state, case.weight, now)
         memory.state = state
@@ -142,18 +154,34 @@ class Judge:
             known = load(case.status.evidence)
         return begin(case.plan, known)
 
-    async def _prepare(self, case: _Case, state: State, memory: Memory) -> tuple[State, Forecast | None]:
+    async def _ask(self, case: _Case, state: State, memory: Memory) -> Answer | None:
+        """What a look at Prometheus says; None while it is under way. An answer to another question is not used."""
+        question = (case.plan, state.consumed)
+        if memory.look is not None and memory.look.question != question:
+            memory.end_look()
+        if memory.look is None:
+            task = asyncio.create_task(_look(case, state))
+            memory.look = Look(question, task)
+            await asyncio.wait({task}, timeout=PATIENCE)
+            if not task.done():
+                key = Key(case.scope.namespace, case.scope.name)
+                task.add_done_callback(lambda _: self._wake(key))
+        if not memory.look.task.done():
+            memory.next_poll = case.now + LOOK_AGAIN
+            return None
+        ended, memory.look = memory.look, None
+        return ended.task.result()
+
+    def _prepare(
+        self, case: _Case, state: State, first: Sample, history: History, memory: Memory
+    ) -> tuple[State, Forecast | None]:
         """Before the first poll: latency bounds, clustering of errors, and the forecast, from the baseline's past."""
-        first = await sample(
-            case.server, case.queries(state), case.scope, case.pace, since=None, now=case.now
-        )
         self._note(case, first, memory)
         if first.cut is None:
             memory.next_poll = case.now + case.spec.analysis.interval
             return state, None
-        state = self._with_cuts(case, state, first, memory)
+        state = _with_cuts(case, state, first, memory.notes)
         queries = case.queries(state)
-        history = await read_history(case.server, queries, case.scope, case.pace, until=first.cut)
         top = max((step.weight for step in case.status.plan), default=50)
         split = {name: _as_rollout(past, top, _slo_at(state, name)) for name, past in history.metrics.items()}
         phi = {}
@@ -167,16 +195,15 @@ class Judge:
         forecast = (
             preview(case.spec, case.status.plan, case.plan, past) if past and case.status.plan else None
         )
+        memory.next_poll = max(next_poll(first.cut, case.pace, case.now), case.now + 0.05)
         return state, forecast
 
-    async def _look(self, case: _Case, state: State, memory: Memory) -> State:
-        if state.consumed is None:
-            return state
+    def _learn(self, case: _Case, state: State, found: Sample, memory: Memory) -> State:
+        """The evidence with the polls of a look."""
         queries = case.queries(state)
-        found = await sample(case.server, queries, case.scope, case.pace, since=state.consumed, now=case.now)
         if found.data is not Data.NONE:
             self._note(case, found, memory)
-            state = self._with_cuts(case, state, found, memory)
+            state = _with_cuts(case, state, found, memory.notes)
         polls = found.polls
         if _emergency(case):
             polls = tuple(Poll(poll.start, poll.end, {}) for poll in polls)
@@ -191,18 +218,6 @@ class Judge:
             due = next_poll(state.consumed, case.pace, case.now)
             memory.next_poll = min(max(due, case.now + 0.05), case.now + 2 * pause)
         return state
-
-    def _with_cuts(self, case: _Case, state: State, found: Sample, memory: Memory) -> State:
-        """The state with latency bounds chosen, for metrics that have none yet."""
-        cuts = {}
-        for metric in case.spec.analysis.metrics:
-            buckets = found.past_buckets.get(metric.name)
-            if metric.latency is None or not buckets:
-                continue
-            cuts[metric.name], _, note = choose_cuts(buckets, metric.latency.slo)
-            if note:
-                memory.notes[metric.name] = note
-        return begin(case.plan, state, cuts=cuts) if cuts else state
 
     def _note(self, case: _Case, found: Sample, memory: Memory) -> None:
         """Remember what a look said, apart from its polls."""
@@ -247,6 +262,32 @@ class Judge:
         if split.off and split.observed is not None:
             off = f"observed {100 * split.observed:.1f} % of requests, configured {case.weight} %"
         memory.judged = replace(memory.judged, split_off=off)
+
+
+async def _look(case: _Case, state: State) -> Answer:
+    """One look; the first one of an attempt also reads the baseline's past."""
+    found = await sample(
+        case.server, case.queries(state), case.scope, case.pace, since=state.consumed, now=case.now
+    )
+    if state.consumed is not None:
+        return Answer(found, None)
+    if found.cut is None:
+        return Answer(found, History({}, ""))
+    queries = case.queries(_with_cuts(case, state, found, {}))
+    return Answer(found, await read_history(case.server, queries, case.scope, case.pace, until=found.cut))
+
+
+def _with_cuts(case: _Case, state: State, found: Sample, notes: dict[str, str]) -> State:
+    """The state with latency bounds chosen, for metrics that have none yet; what is to be known of them goes to `notes`."""
+    cuts = {}
+    for metric in case.spec.analysis.metrics:
+        buckets = found.past_buckets.get(metric.name)
+        if metric.latency is None or not buckets:
+            continue
+        cuts[metric.name], _, note = choose_cuts(buckets, metric.latency.slo)
+        if note:
+            notes[metric.name] = note
+    return begin(case.plan, state, cuts=cuts) if cuts else state
 
 
 def _side(rollout: Object, role: RevisionStatus, children: Children, memory: Memory) -> Side:

@@ -85,8 +85,13 @@ class Reconciler:
         decision = decide(wish, status, seen, judged, now=now, timing=around.timing)
         committed = await self._commit(rollout, status, decision, memory, now)
         acting = _acting_spec(spec, decision)
-        if acting is not None:
-            await self._follow(committed, acting, decision.status, memory, now)
+        try:
+            if acting is not None:
+                await self._follow(committed, acting, decision.status, memory, now)
+        finally:
+            # Traffic first: nobody waits for an event, and requests may be failing.
+            if committed is not rollout:
+                await self._tell(committed, before=status, decision=decision)
         self._show(key, decision)
         return _next_round(decision, memory, around.now())
 
@@ -143,7 +148,7 @@ class Reconciler:
     async def _commit(
         self, rollout: Object, before: Status, decision: Decision, memory: Memory, now: float
     ) -> Object:
-        """Write the whole status if it is worth it, on the resourceVersion that was decided on; then its events."""
+        """Write the whole status if it is worth it, on the resourceVersion that was decided on; the object then."""
         wire = decision.status.to_wire()
         present = before.to_wire()
         wire["evidence"] = dump(decision.state) if decision.state is not None else None
@@ -164,10 +169,13 @@ class Reconciler:
         )
         self._around.store.wrote(written)
         memory.state, memory.committed_at = decision.state, now
-        for event in decision.events:
-            await self._post(written, event)
-        self._count_outcome(before, decision)
         return written
+
+    async def _tell(self, rollout: Object, *, before: Status, decision: Decision) -> None:
+        """Events and counters of what was committed."""
+        self._count_outcome(before, decision)
+        for event in decision.events:
+            await self._post(rollout, event)
 
     async def _follow(self, rollout: Object, spec: Spec, status: Status, memory: Memory, now: float) -> None:
         """Make children and route match the committed status."""
