@@ -57,6 +57,7 @@ class Memory:
     committed_at: float = 0.0
     checked: Checked | None = None
     routed: tuple[str, float] | None = None  # identity of the route, and since when it stands accepted
+    looked: bool = False  # whether this process has looked at the route before
     reverts: deque[float] = field(default_factory=lambda: deque(maxlen=CONTESTED))
     reverted_by: str = ""
     first_ready: dict[str, float] = field(default_factory=dict)  # pod uid → when it was first ready

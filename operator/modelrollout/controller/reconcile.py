@@ -134,7 +134,8 @@ class Reconciler:
         if not reading.accepted:
             memory.routed = None
         elif memory.routed is None or memory.routed[0] != reading.identity:
-            memory.routed = (reading.identity, now)
+            memory.routed = (reading.identity, _routed_since(status, memory, now))
+        memory.looked = True
         route = RouteView(
             weights=reading.weights,
             routed_since=memory.routed[1] if memory.routed else None,
@@ -260,6 +261,18 @@ def read_status(rollout: Mapping[str, Any]) -> Status:
         raise ValueError(
             f"status.{where} can't be read ({first['msg']}): it was written by another version of the operator"
         ) from error
+
+
+def _routed_since(status: Status, memory: Memory, now: float) -> float:
+    """Since when a route stands accepted that was not known to be until now.
+
+    At the first look after a restart, a clock that runs in the committed status says that it stood before: waiting for
+    the data plane once more would hold that clock, and each restart would lengthen the step (S8).
+    """
+    step = status.step
+    if memory.looked or step is None or step.started_at is None or step.ends_at is None:
+        return now
+    return step.started_at
 
 
 def _acting_spec(spec: Spec | None, decision: Decision) -> Spec | None:
