@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,7 +135,7 @@ class FakePrometheus:
         """Listen on loopback."""
         handler = type("Handler", (_Handler,), {"owner": self})
         self._closing.clear()
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self._server = _Server(("127.0.0.1", self.port), handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self.port = self._server.server_address[1]
@@ -348,6 +349,13 @@ def _matches(selector: Any, labels: Mapping[str, str]) -> bool:
         if hit != (kind in ("Equal", "Re")):
             return False
     return True
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed in the middle of a request is nothing to write about."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

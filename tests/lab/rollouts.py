@@ -124,8 +124,11 @@ class Rollout:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Make room for others; what failed stays to be looked at."""
         self._stack.close()
+        if kind is None:
+            self.lab.client.delete(self.path, missing_ok=True)
 
     def deploy(self) -> None:
         """The first deployment, and answers from it."""

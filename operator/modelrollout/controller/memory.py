@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
 from ..cluster.store import Key
 from ..decision.types import Judgement
+from ..evidence.plan import Plan
 from ..evidence.split import Split
 from ..evidence.state import State
+from ..telemetry.history import History
+from ..telemetry.sampler import Sample
 from ..workloads import Problem
 
 CONTESTED = 3  # reverts of the route …
@@ -24,6 +28,22 @@ class Checked:
     again_at: float  # when it is asked again
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a look at Prometheus found; with the baseline's past if it was the first one of an attempt."""
+
+    found: Sample
+    history: History | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A look at Prometheus that is under way: what is compared and the last consumed cut, and who brings the answer."""
+
+    question: tuple[Plan, float | None]
+    task: asyncio.Task[Answer]
+
+
 @dataclass(slots=True)
 class Memory:
     """One rollout."""
@@ -33,9 +53,11 @@ class Memory:
     state: State | None = None  # evidence, ahead of what is committed by at most a minute
     attempt: int = 0  # that the evidence belongs to
     next_poll: float = 0.0
+    look: Look | None = None
     committed_at: float = 0.0
     checked: Checked | None = None
     routed: tuple[str, float] | None = None  # identity of the route, and since when it stands accepted
+    looked: bool = False  # whether this process has looked at the route before
     reverts: deque[float] = field(default_factory=lambda: deque(maxlen=CONTESTED))
     reverted_by: str = ""
     first_ready: dict[str, float] = field(default_factory=dict)  # pod uid → when it was first ready
@@ -55,6 +77,13 @@ class Memory:
         self.next_poll, self.split, self.weight = 0.0, Split(), 0
         self.notes.clear()
         self.first_ready.clear()
+        self.end_look()
+
+    def end_look(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self.look is not None:
+            self.look.task.cancel()
+            self.look = None
 
     def note_revert(self, by: str, now: float) -> None:
         """Somebody changed the route, and we put it right."""
@@ -77,9 +106,13 @@ class Memories:
         """The memory of a rollout."""
         found = self._all.get(key)
         if found is None or found.uid != uid:
+            self.forget(key)
             found = self._all[key] = Memory(uid)
         return found
 
     def forget(self, key: Key) -> bool:
         """Drop what is known of a rollout; whether there was anything."""
-        return self._all.pop(key, None) is not None
+        gone = self._all.pop(key, None)
+        if gone is not None:
+            gone.end_look()
+        return gone is not None

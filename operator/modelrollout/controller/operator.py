@@ -194,7 +194,7 @@ async def _work(parts: _Parts) -> None:
         around = Surroundings(
             cluster=parts.cluster,
             store=parts.store,
-            judge=Judge(servers),
+            judge=Judge(servers, wake=parts.queue.add),
             acceptance=acceptance,
             metrics=parts.metrics,
             timing=settings.timing,

@@ -85,8 +85,13 @@ class Reconciler:
         decision = decide(wish, status, seen, judged, now=now, timing=around.timing)
         committed = await self._commit(rollout, status, decision, memory, now)
         acting = _acting_spec(spec, decision)
-        if acting is not None:
-            await self._follow(committed, acting, decision.status, memory, now)
+        try:
+            if acting is not None:
+                await self._follow(committed, acting, decision.status, memory, now)
+        finally:
+            # Traffic first: nobody waits for an event, and requests may be failing.
+            if committed is not rollout:
+                await self._tell(committed, before=status, decision=decision)
         self._show(key, decision)
         return _next_round(decision, memory, around.now())
 
@@ -129,7 +134,8 @@ class Reconciler:
         if not reading.accepted:
             memory.routed = None
         elif memory.routed is None or memory.routed[0] != reading.identity:
-            memory.routed = (reading.identity, now)
+            memory.routed = (reading.identity, _routed_since(status, memory, now))
+        memory.looked = True
         route = RouteView(
             weights=reading.weights,
             routed_since=memory.routed[1] if memory.routed else None,
@@ -143,7 +149,7 @@ class Reconciler:
     async def _commit(
         self, rollout: Object, before: Status, decision: Decision, memory: Memory, now: float
     ) -> Object:
-        """Write the whole status if it is worth it, on the resourceVersion that was decided on; then its events."""
+        """Write the whole status if it is worth it, on the resourceVersion that was decided on; the object then."""
         wire = decision.status.to_wire()
         present = before.to_wire()
         wire["evidence"] = dump(decision.state) if decision.state is not None else None
@@ -164,10 +170,13 @@ class Reconciler:
         )
         self._around.store.wrote(written)
         memory.state, memory.committed_at = decision.state, now
-        for event in decision.events:
-            await self._post(written, event)
-        self._count_outcome(before, decision)
         return written
+
+    async def _tell(self, rollout: Object, *, before: Status, decision: Decision) -> None:
+        """Events and counters of what was committed."""
+        self._count_outcome(before, decision)
+        for event in decision.events:
+            await self._post(rollout, event)
 
     async def _follow(self, rollout: Object, spec: Spec, status: Status, memory: Memory, now: float) -> None:
         """Make children and route match the committed status."""
@@ -252,6 +261,18 @@ def read_status(rollout: Mapping[str, Any]) -> Status:
         raise ValueError(
             f"status.{where} can't be read ({first['msg']}): it was written by another version of the operator"
         ) from error
+
+
+def _routed_since(status: Status, memory: Memory, now: float) -> float:
+    """Since when a route stands accepted that was not known to be until now.
+
+    At the first look after a restart, a clock that runs in the committed status says that it stood before: waiting for
+    the data plane once more would hold that clock, and each restart would lengthen the step (S8).
+    """
+    step = status.step
+    if memory.looked or step is None or step.started_at is None or step.ends_at is None:
+        return now
+    return step.started_at
 
 
 def _acting_spec(spec: Spec | None, decision: Decision) -> Spec | None:
