@@ -20,7 +20,7 @@ OWN = SEE | {"get", "create", "patch", "delete"}
 
 # All that the operator may do in a namespace that it serves. A right that is added here is one that an intruder gains.
 RIGHTS = {
-    ("modelrollout.dev", "modelrollouts"): SEE,
+    ("modelrollout.dev", "modelrollouts"): SEE | {"patch"},
     ("modelrollout.dev", "modelrollouts/status"): {"update"},
     ("modelrollout.dev", "modelrollouts/finalizers"): {"update"},
     ("apps", "deployments"): OWN,
@@ -103,6 +103,19 @@ class TestRights:
         assert set(roles) == {"a", "b"}
         for role in roles.values():
             assert _rights(role) == RIGHTS
+
+    @pytest.mark.parametrize("spaces", [[], ["a"]], ids=["cluster-wide", "per namespace"])
+    def test_configuration_is_read_only_where_that_was_granted(
+        self, render: Render, spaces: list[str]
+    ) -> None:
+        objects = render({"trackConfig": True, "watchNamespaces": spaces})
+        role = next(
+            o for o in objects if o["kind"].endswith("Role") and not o["metadata"]["name"].endswith("-lease")
+        )
+        reading = {("", kind): SEE | {"get"} for kind in ("configmaps", "secrets")}
+        assert _rights(role) == RIGHTS | reading
+        assert "--track-config" in _container(objects)["args"]
+        assert "--track-config" not in _container(render())["args"]
 
     @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
     def test_no_rule_has_a_wildcard_or_reaches_secrets(self, render: Render, values: dict[str, Any]) -> None:

@@ -89,12 +89,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /*
 What the operator does in a namespace that it serves, and nothing more. It reads ModelRollouts and writes their status; it
-owns revisions (ControllerRevisions), their Deployments and Services, and routes. It reads no Secret and no ConfigMap.
+owns revisions (ControllerRevisions), their Deployments and Services, and routes. It reads no Secret and no ConfigMap, unless
+trackConfig grants it.
 */ -}}
 {{- define "modelrollout.rules" -}}
+# patch: a finalizer, before an object of the user's is changed that has to be put back.
 - apiGroups: [modelrollout.dev]
   resources: [modelrollouts]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
 - apiGroups: [modelrollout.dev]
   resources: [modelrollouts/status]
   verbs: [update]
@@ -124,4 +126,10 @@ owns revisions (ControllerRevisions), their Deployments and Services, and routes
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- if .Values.trackConfig }}
+# Only the names that a template with workload.trackConfig mentions are read; RBAC can't say so.
+- apiGroups: [""]
+  resources: [configmaps, secrets]
+  verbs: [get, list, watch]
+{{- end }}
 {{- end -}}

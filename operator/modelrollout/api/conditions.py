@@ -194,6 +194,12 @@ class EventReason(_Documented):
     PAUSED = "Paused", "Weight and clock are held."
     RESUMED = "Resumed", "The rollout goes on."
     DRIFT_CORRECTED = "DriftCorrected", "A child object was changed by someone else and was put right."
+    TAKEN_OVER = "TakenOver", "The Deployment whose template is used was scaled to 0: its work is done here."
+    SCALED_UP_AGAIN = (
+        "ScaledUpAgain",
+        "Someone scaled the Deployment up that was taken over; it is left alone.",
+    )
+    NOT_RESTORED = "NotRestored", "What was changed of the user's objects could not be put back at deletion."
 
     @property
     def type(self) -> Literal["Normal", "Warning"]:
@@ -216,6 +222,8 @@ _WARNINGS = frozenset(
         EventReason.REQUEST_IGNORED,
         EventReason.INVALID,
         EventReason.DRIFT_CORRECTED,
+        EventReason.SCALED_UP_AGAIN,
+        EventReason.NOT_RESTORED,
     }
 )
 

@@ -23,6 +23,9 @@ import click
 @click.option("--lease-namespace", default="default", show_default=True)
 @click.option("--lease-name", default="modelrollout", show_default=True)
 @click.option("--workers", default=8, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "--track-config", is_flag=True, help="Serve workload.trackConfig; needs the right to read Secrets."
+)
 @click.option("--verbose", is_flag=True, help="Log what is decided in each round.")
 def run(
     namespaces: tuple[str, ...],
@@ -34,6 +37,7 @@ def run(
     lease_namespace: str,
     lease_name: str,
     workers: int,
+    track_config: bool,
     verbose: bool,
 ) -> None:
     """Run the operator."""
@@ -61,6 +65,7 @@ def run(
             lease_namespace=lease_namespace,
             lease_name=lease_name,
             workers=workers,
+            track_config=track_config,
         )
         code = asyncio.run(
             run_operator(

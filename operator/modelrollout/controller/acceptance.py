@@ -28,6 +28,7 @@ from ..workloads import (
     name_problems,
     name_taken,
     needed_names,
+    render_template,
     selector_overlap,
     template_labels,
 )
@@ -118,15 +119,10 @@ class Acceptance:
 
     async def _ask(self, rollout: Object, spec: Spec, revision: str) -> Problem | None:
         namespace = rollout["metadata"]["namespace"]
-        wanted = dry_run_object(rollout, spec, revision)
-        try:
-            await self._cluster.apply(wanted, dry_run=True)
-        except Invalid as error:
-            return Problem(Reason.INVALID_TEMPLATE, f"spec.workload.template: {_words(error.message)}")
-        except Forbidden as error:
-            if error.namespace_terminating:
-                raise
-            return Problem(Reason.NOT_SUPPORTED, f"a Deployment can't be made: {_words(error.message)}")
+        own = spec.workload.services is not None
+        problem = None if own else await self._try_out(rollout, spec, revision)
+        if problem is not None:
+            return problem
         for kind, name in needed_names(rollout, spec, revision):
             try:
                 problem = name_taken(rollout, await self._cluster.get(kind, namespace, name))
@@ -137,12 +133,34 @@ class Acceptance:
                 )
             if problem is not None:
                 return problem
+        return None if own else await self._overlap(rollout, spec, revision)
+
+    async def _try_out(self, rollout: Object, spec: Spec, revision: str) -> Problem | None:
+        """What the API server says of the pod template."""
+        ref = spec.workload.deployment_ref
+        field = f"the template of Deployment {ref.name}" if ref else "spec.workload.template"
+        try:
+            await self._cluster.apply(dry_run_object(rollout, spec, revision), dry_run=True)
+        except Invalid as error:
+            return Problem(Reason.INVALID_TEMPLATE, f"{field}: {_words(error.message)}")
+        except Forbidden as error:
+            if error.namespace_terminating:
+                raise
+            return Problem(Reason.NOT_SUPPORTED, f"a Deployment can't be made: {_words(error.message)}")
+        return None
+
+    async def _overlap(self, rollout: Object, spec: Spec, revision: str) -> Problem | None:
+        namespace = rollout["metadata"]["namespace"]
         services, _ = await self._cluster.list(SERVICE, namespace)
         autoscalers, _ = await self._cluster.list(HORIZONTAL_POD_AUTOSCALER, namespace)
         workloads, _ = await self._cluster.list(DEPLOYMENT, namespace) if autoscalers else ([], "")
-        labels = template_labels(wanted["spec"]["template"])
         return selector_overlap(
-            rollout, labels, services=services, autoscalers=autoscalers, workloads=workloads
+            rollout,
+            template_labels(render_template(rollout, spec, revision)),
+            services=services,
+            autoscalers=autoscalers,
+            workloads=workloads,
+            source=spec.workload.deployment_ref.name if spec.workload.deployment_ref else None,
         )
 
 

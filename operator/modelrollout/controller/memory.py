@@ -64,6 +64,7 @@ class Memory:
     split: Split = field(default_factory=Split)  # requests of the last polls, by side
     weight: int = 0  # of the candidate …
     weight_since: float = 0.0  # … and since when it is that
+    fought: str | None = None  # what was said of a Deployment that somebody scaled up again
     notes: dict[str, str] = field(default_factory=dict)  # by metric: what a person should know of it
 
     def begin_attempt(self, attempt: int) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +25,7 @@ from ..cluster.kinds import MODEL_ROLLOUT, Kind, Object
 from ..cluster.lease import LeaderElection
 from ..cluster.port import Hooks, Request
 from ..cluster.queue import QueueShutDown, WorkQueue
+from ..cluster.references import References
 from ..cluster.store import Key, Store
 from ..telemetry.servers import PrometheusServer, new_pool
 from .acceptance import Acceptance
@@ -34,6 +35,7 @@ from .judge import Judge, query_problem
 from .metrics import Metrics
 from .reconcile import Reconciler, Surroundings
 from .settings import Settings
+from .sources import Sources
 
 _log = logging.getLogger(__name__)
 
@@ -191,6 +193,8 @@ async def _work(parts: _Parts) -> None:
             query_problem=lambda rollout, spec: query_problem(rollout, spec, settings.servers),
             now=time.time,
         )
+        references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
+        stack.push_async_callback(references.close)
         around = Surroundings(
             cluster=parts.cluster,
             store=parts.store,
@@ -198,6 +202,7 @@ async def _work(parts: _Parts) -> None:
             acceptance=acceptance,
             metrics=parts.metrics,
             timing=settings.timing,
+            sources=Sources(parts.store, references, track_config=settings.track_config),
         )
         reconciler = Reconciler(around)
         # Kopf comes last: when it stops, it waits for every task that is younger than itself, and cancels it.
@@ -218,6 +223,11 @@ async def _work(parts: _Parts) -> None:
             task.cancel()
         for task in done - {stopped}:
             task.result()  # a watch or resync that died is an error of this process, which is then restarted
+
+
+def _wake(parts: _Parts, keys: Iterable[Key]) -> None:
+    for key in keys:
+        parts.queue.add(key)
 
 
 async def _watch(parts: _Parts, acceptance: Acceptance) -> None:

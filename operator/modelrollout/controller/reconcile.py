@@ -14,25 +14,26 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..api.conditions import EventReason, Reason
-from ..api.revision import hash_revision
+from ..api.conditions import EventReason
 from ..api.spec import Spec
 from ..api.status import Status
-from ..api.validate import parse
 from ..cluster.actions import Apply, Done, NameTaken, execute
-from ..cluster.kinds import HTTP_ROUTE, MODEL_ROLLOUT, Object
+from ..cluster.kinds import DEPLOYMENT, HTTP_ROUTE, MODEL_ROLLOUT, Object
 from ..cluster.port import Cluster
 from ..cluster.store import Key, Store
 from ..decision.decide import decide
 from ..decision.types import Decision, Event, Observation, RouteView, Timing, Wish
 from ..evidence.state import dump
 from ..traffic import route_actions, router_of
-from ..workloads import Children, Problem, observe, pinned, workload_actions
+from ..workloads import Children, observe, pinned, workload_actions
+from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
 from .acceptance import Acceptance
 from .commit import worth_committing
+from .deletion import add_finalizer, finalizes, finish
 from .judge import Judge
 from .memory import Memories, Memory
 from .metrics import Metrics
+from .sources import Source, Sources
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Surroundings:
     acceptance: Acceptance
     metrics: Metrics
     timing: Timing
+    sources: Sources
     now: Callable[[], float] = time.time
 
 
@@ -69,12 +71,14 @@ class Reconciler:
         if rollout is None or rollout["metadata"].get("deletionTimestamp"):
             if self._memories.forget(key):
                 around.metrics.drop_rollout(key.namespace, key.name)
-            return None
+            around.sources.forget(key)
+            return None if rollout is None else await finish(around.cluster, rollout, around.now)
         memory = self._memories.of(key, str(rollout["metadata"]["uid"]))
         status = read_status(rollout)
+        source = await around.sources.read(key, rollout, status)
         now = around.now()
-        children = Children.from_store(around.store.children(key.namespace, key.name))
-        spec, wish = await self._wish(rollout, status, children, memory)
+        children = around.sources.children(key, rollout, (source.spec, source.fallback), status)
+        spec, wish = await self._wish(rollout, source, status, children, memory)
         seen = self._observe(rollout, spec or wish.fallback, status, children, memory, now)
         acting = spec or wish.fallback
         judged = (
@@ -96,23 +100,19 @@ class Reconciler:
         return _next_round(decision, memory, around.now())
 
     async def _wish(
-        self, rollout: Object, status: Status, children: Children, memory: Memory
+        self, rollout: Object, source: Source, status: Status, children: Children, memory: Memory
     ) -> tuple[Spec | None, Wish]:
-        metadata = rollout["metadata"]
-        spec, problems = parse(rollout)
-        problem: Problem | None = None
-        if problems:
-            problem = Problem(Reason.INVALID_SPEC, "; ".join(str(one) for one in problems[:3]))
-        revision = hash_revision(spec) if spec else ""
-        if spec is not None:
-            problem = await self._around.acceptance.check(rollout, spec, revision, status, children, memory)
+        metadata, spec, problem = rollout["metadata"], source.spec, source.problem
+        if spec is not None and problem is None:
+            check = self._around.acceptance.check
+            problem = await check(rollout, spec, source.revision, status, children, memory)
         wish = Wish(
             namespace=metadata["namespace"],
             name=metadata["name"],
             generation=int(metadata.get("generation") or 0),
-            revision=revision,
+            revision=source.revision,
             spec=None if problem else spec,
-            fallback=Spec.from_wire(status.accepted) if status.accepted else None,
+            fallback=source.fallback,
             reason=problem.reason if problem else None,
             problem=problem.message if problem else "",
             annotations=metadata.get("annotations") or {},
@@ -142,8 +142,11 @@ class Reconciler:
             problem=reading.problem,
             contested_by=memory.contested_by(now),
         )
+        first = self._around.sources.pinned(spec, status)
         return Observation(
-            revisions=observe(rollout, children, now), route=route, pinned=pinned(rollout, spec, children)
+            revisions=observe(rollout, children, now),
+            route=route,
+            pinned=first or pinned(rollout, spec, children),
         )
 
     async def _commit(
@@ -195,20 +198,39 @@ class Reconciler:
                 if route:
                     memory.note_revert(action.drift.rpartition("(by ")[2].rstrip(")"), now)
 
-        children = Children.from_store(self._around.store.children(*key))
+        sources = self._around.sources
         try:
+            children = sources.children(key, rollout, (spec,), status)
             actions = workload_actions(rollout, spec, status, children, now)
             await execute(self._around.cluster, actions, done=done)
-            children = Children.from_store(self._around.store.children(*key))
+            children = sources.children(key, rollout, (spec,), status)
             if not _backs_off(memory, now):
                 actions = route_actions(rollout, spec, status, children, now)
                 await execute(self._around.cluster, actions, done=done)
+            notes += await self._take_over(rollout, spec, status, memory, done)
         except NameTaken as error:
             self._around.acceptance.taken(memory, error)
             raise
         finally:
             for note in notes:
                 await self._post(rollout, note)
+
+    async def _take_over(
+        self, rollout: Object, spec: Spec, status: Status, memory: Memory, done: Callable[[Done], None]
+    ) -> list[Event]:
+        """Scale the Deployment down whose template is used, once, when the spec asks for that and it is time."""
+        ref, namespace = spec.workload.deployment_ref, rollout["metadata"]["namespace"]
+        live = self._around.store.get(DEPLOYMENT, namespace, ref.name) if ref else None
+        fought, memory.fought = memory.fought, scaled_up_again(spec, live)
+        if memory.fought and memory.fought != fought:
+            return [Event(EventReason.SCALED_UP_AGAIN, memory.fought)]
+        if live is None or not may_scale_down(spec, status, live):
+            return []
+        if not finalizes(rollout):
+            await execute(self._around.cluster, [add_finalizer(rollout)], done=done)
+        action = scale_down(rollout, live)
+        await execute(self._around.cluster, [action], done=done)
+        return [Event(EventReason.TAKEN_OVER, f"Deployment {action.name} was scaled to 0: {action.why}")]
 
     async def _post(self, rollout: Object, event: Event) -> None:
         await self._around.cluster.event(

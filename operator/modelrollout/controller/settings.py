@@ -35,6 +35,7 @@ class Settings:
     lease_namespace: str = "default"
     lease_name: str = "modelrollout"
     workers: int = 8
+    track_config: bool = False  # whether ConfigMaps and Secrets may be read
     resync: float = 600.0  # seconds between two complete readings of the cluster
 
 

@@ -21,10 +21,12 @@ _REVISION_NAME = re.compile(r"-[a-z2-7]{10}")
 def needed_names(rollout: Mapping[str, Any], spec: Spec, revision: str) -> list[tuple[Kind, str]]:
     """Kind and name of every object that a revision is made of; `name_taken` judges what stands there."""
     child = child_name(rollout, revision)
-    names = [(CONTROLLER_REVISION, child)]
-    if spec.workload.services is None:
-        names += [
+    if spec.workload.services is not None:
+        names = [(CONTROLLER_REVISION, child)]
+    else:
+        names = [
             (SERVICE, spec.service_name(name_in(rollout))),
+            (CONTROLLER_REVISION, child),
             (DEPLOYMENT, child),
             (SERVICE, child),
         ]
@@ -97,16 +99,17 @@ def selector_overlap(
     services: Iterable[Object] = (),
     autoscalers: Iterable[Object] = (),
     workloads: Iterable[Object] = (),
+    source: str | None = None,
 ) -> Problem | None:
     """A foreign Service or autoscaler that selects pods with these labels (those of the rendered template).
 
     An autoscaler selects what it scales: `workloads` are the namespace's Deployments that it may name. One that scales
-    the ModelRollout itself is as it should be.
+    the ModelRollout itself is as it should be. `source` is the Deployment whose template it is, if it is one's.
     """
     for obj in services:
         selector = (obj.get("spec") or {}).get("selector")
         if ownership(rollout, obj) is Ownership.FOREIGN and selector and _selects(selector, pod_labels):
-            return _overlap(f"Service {name_in(obj)}", selector, "requests go past the split")
+            return _overlap(f"Service {name_in(obj)}", selector, "requests go past the split", source)
     selectors = {
         name_in(obj): (obj["spec"].get("selector") or {}).get("matchLabels") or {}
         for obj in workloads
@@ -118,7 +121,7 @@ def selector_overlap(
             continue
         selector = selectors.get(str(target.get("name")))
         if selector and _selects(selector, pod_labels):
-            return _overlap(f"HorizontalPodAutoscaler {name_in(obj)}", selector, "it counts our pods")
+            return _overlap(f"HorizontalPodAutoscaler {name_in(obj)}", selector, "it counts our pods", source)
         if selector is None and _is_ours(rollout, str(target.get("name"))):
             return Problem(
                 Reason.SELECTOR_OVERLAP,
@@ -137,12 +140,18 @@ def _selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector.items())
 
 
-def _overlap(who: str, selector: Mapping[str, str], consequence: str) -> Problem:
+def _overlap(who: str, selector: Mapping[str, str], consequence: str, source: str | None) -> Problem:
     text = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
+    if source is None:
+        whose, mend = "workload.template", "change the labels of the template, or that selector"
+    else:
+        whose = f"Deployment {source}'s template"
+        mend = f"add the pod-template-hash of {source}'s present pods to that selector, so that it stays with them"
+        if "Autoscaler" in who:
+            mend = "delete it, and let one scale the ModelRollout"
     return Problem(
         Reason.SELECTOR_OVERLAP,
-        f"{who} selects {text}, which the pods of workload.template have too, so {consequence}: change the "
-        "labels of the template, or that selector",
+        f"{who} selects {text}, which the pods of {whose} have too, so {consequence}: {mend}",
     )
 
 

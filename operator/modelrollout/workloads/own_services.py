@@ -56,10 +56,9 @@ def first_revision(spec: Spec) -> str | None:
     return hash_revision(spec.model_copy(update={"model": ModelSource(), "workload": workload}))
 
 
-def first_pinned(spec: Spec, status: Status, children: Children) -> str | None:
-    """What serves at first, if it does: the stable Service with a ready pod. None once anything is known."""
-    first = first_revision(spec)
-    return first if first is not None and status.phase in (None, Phase.INVALID) else None
+def first_pinned(spec: Spec, status: Status) -> str | None:
+    """The revision behind the user's stable Service, as long as nothing is known of the rollout; then None."""
+    return first_revision(spec) if status.phase in (None, Phase.INVALID) else None
 
 
 def named_revision(

@@ -16,7 +16,7 @@ from ..cluster.kinds import DEPLOYMENT, Object
 from .children import deleting, name_in
 
 SCALED_ANNOTATION = f"{GROUP}/scaled-from"
-"""On the user's Deployment: the size it had before we scaled it to 0."""
+"""On the user's Deployment: which ModelRollout scaled it to 0, and from which size, as in `fraud/3`."""
 
 _POINTER = SCALED_ANNOTATION.replace("~", "~0").replace("/", "~1")
 
@@ -33,17 +33,18 @@ def may_scale_down(spec: Spec, status: Status, live: Object | None) -> bool:
         return False
     healthy = status.phase == Phase.HEALTHY and status.stable.ever_ready
     whole = status.stable.ready >= status.stable.desired > 0
-    return healthy and whole and scaled_from(live) is None and replicas_of(live) > 0
+    return healthy and whole and _note(live) is None and replicas_of(live) > 0
 
 
-def scale_down(live: Object) -> JsonPatch:
+def scale_down(rollout: Mapping[str, Any], live: Object) -> JsonPatch:
     """To 0, with a note of the present size."""
     size = replicas_of(live)
+    text = f"{name_in(rollout)}/{size}"
     annotations = live["metadata"].get("annotations")
     note: list[Mapping[str, Any]] = (
-        [{"op": "add", "path": f"/metadata/annotations/{_POINTER}", "value": str(size)}]
+        [{"op": "add", "path": f"/metadata/annotations/{_POINTER}", "value": text}]
         if annotations
-        else [{"op": "add", "path": "/metadata/annotations", "value": {SCALED_ANNOTATION: str(size)}}]
+        else [{"op": "add", "path": "/metadata/annotations", "value": {SCALED_ANNOTATION: text}}]
     )
     return _patch(
         live,
@@ -55,7 +56,7 @@ def scale_down(live: Object) -> JsonPatch:
 
 def scaled_up_again(spec: Spec, live: Object | None) -> str | None:
     """The sentence for an event if somebody scaled the Deployment up after we scaled it down; None if nobody did."""
-    if live is None or not wants_scale_down(spec) or scaled_from(live) is None or not replicas_of(live):
+    if live is None or not wants_scale_down(spec) or _note(live) is None or not replicas_of(live):
         return None
     return (
         f"Deployment {name_in(live)} was scaled up again to {replicas_of(live)} by somebody else and is left alone: its pods "
@@ -64,33 +65,40 @@ def scaled_up_again(spec: Spec, live: Object | None) -> str | None:
     )
 
 
-def restore(live: Object | None) -> list[Action]:
-    """Give the Deployment the size back that we took; nothing if we took none, or it is going."""
-    size = scaled_from(live) if live is not None else None
-    if live is None or size is None or deleting(live):
+def restore(rollout: Mapping[str, Any], live: Object) -> list[Action]:
+    """Give a Deployment the size back that this ModelRollout took; nothing if it took none, or somebody else did so."""
+    size = scaled_from(rollout, live)
+    if not size or deleting(live) or replicas_of(live):
         return []
-    forget = {"op": "remove", "path": f"/metadata/annotations/{_POINTER}"}
-    if replicas_of(live):
-        return [_patch(live, forget, why="the ModelRollout goes; it was scaled up again")]
     grow = {"op": "replace", "path": "/spec/replicas", "value": size}
-    return [_patch(live, forget, grow, why=f"the ModelRollout goes; it had {size} pods")]
+    return [_patch(live, grow, why=f"the ModelRollout goes; it had {size} pods")]
 
 
-def ready_again(live: Object | None) -> bool:
-    """Whether the Deployment serves with all of its pods, or is not expected to."""
-    if live is None or deleting(live):
+def forget(rollout: Mapping[str, Any], live: Object) -> list[Action]:
+    """Take our note off a Deployment."""
+    if scaled_from(rollout, live) is None or deleting(live):
+        return []
+    remove = {"op": "remove", "path": f"/metadata/annotations/{_POINTER}"}
+    return [_patch(live, remove, why="the ModelRollout goes")]
+
+
+def ready_again(live: Object) -> bool:
+    """Whether a Deployment serves with all of its pods, or is not expected to."""
+    if deleting(live):
         return True
-    if scaled_from(live) is not None:
-        return False
     status = live.get("status") or {}
     seen = int(status.get("observedGeneration") or 0) >= int(live["metadata"].get("generation") or 0)
     return seen and int(status.get("readyReplicas") or 0) >= replicas_of(live)
 
 
-def scaled_from(live: Mapping[str, Any]) -> int | None:
-    """The size before we scaled the Deployment to 0; None if we did not."""
-    text = (live["metadata"].get("annotations") or {}).get(SCALED_ANNOTATION, "")
-    return int(text) if text.isdecimal() else None
+def scaled_from(rollout: Mapping[str, Any], live: Mapping[str, Any]) -> int | None:
+    """The size before this ModelRollout scaled the Deployment to 0; None if it did not."""
+    by, _, size = (_note(live) or "").partition("/")
+    return int(size) if by == name_in(rollout) and size.isdecimal() else None
+
+
+def _note(live: Mapping[str, Any]) -> str | None:
+    return (live["metadata"].get("annotations") or {}).get(SCALED_ANNOTATION)
 
 
 def replicas_of(live: Mapping[str, Any]) -> int:

@@ -48,8 +48,8 @@ def test_an_object_in_no_namespace_is_a_mistake():
 
 
 def test_an_unknown_kind_and_a_missing_name_are_told():
-    with pytest.raises(ValueError, match="'Secret' is not served here"):
-        kind_of({"apiVersion": "v1", "kind": "Secret"})
+    with pytest.raises(ValueError, match="'Node' is not served here"):
+        kind_of({"apiVersion": "v1", "kind": "Node"})
     with pytest.raises(ValueError, match=r"Pod: metadata\.name is missing"):
         name_of({"kind": "Pod", "metadata": {}})
 

@@ -1,0 +1,118 @@
+"""What a ModelRollout refers to: watched, read from the store, and filled into the spec before anything is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ..api.conditions import Reason
+from ..api.revision import hash_revision
+from ..api.spec import Spec
+from ..api.status import Status
+from ..api.validate import parse
+from ..cluster.kinds import SERVICE, Kind, Object
+from ..cluster.references import References
+from ..cluster.store import Key, Store
+from ..workloads import Children, Problem
+from ..workloads.children import name_in, pod_names
+from ..workloads.own_services import (
+    bind,
+    first_pinned,
+    named_revision,
+    service_names,
+    services_problem,
+    switched,
+    with_capacity,
+)
+from ..workloads.source import filled_in, interests
+
+_DEPTH = 4  # a Deployment names ConfigMaps, a Service selects pods: what is found may name more
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the object asks for. `spec` is whole, or None if it can't be read; with a `problem` it can't be acted on."""
+
+    spec: Spec | None
+    fallback: Spec | None  # as last accepted
+    revision: str
+    problem: Problem | None
+
+
+class Sources:
+    """Sources of all rollouts."""
+
+    def __init__(self, store: Store, references: References, *, track_config: bool = False) -> None:
+        """`track_config`: whether the operator was given the right to read ConfigMaps and Secrets."""
+        self._store = store
+        self._references = references
+        self._track = track_config
+
+    def forget(self, key: Key) -> None:
+        """The rollout is gone."""
+        self._references.forget(key)
+
+    async def read(self, key: Key, rollout: Object, status: Status) -> Source:
+        """What the object asks for, once all that it names is in the store. Raises the errors of `cluster.errors`."""
+        spec, problems = parse(rollout)
+        fallback = Spec.from_wire(status.accepted) if status.accepted else None
+        known = [one for one in (spec, fallback) if one is not None]
+        await self._refer(key, known, status)
+        if spec is None:
+            text = "; ".join(str(one) for one in problems[:3])
+            return Source(None, fallback, "", Problem(Reason.INVALID_SPEC, text))
+        spec, problem = filled_in(spec, lambda kind, name: self._find(key, kind, name), track=self._track)
+        if problem is not None:
+            return Source(spec, fallback, "", problem)
+        if spec.workload.services is None:
+            problem = switched(spec, status, Children.from_store(self._store.children(*key)))
+            return Source(spec, fallback, hash_revision(spec), problem)
+        children = self.children(key, rollout, [spec], status)
+        revision, problem = named_revision(rollout, spec, status, children)
+        problem = switched(spec, status, children) or problem or services_problem(spec, status, children)
+        return Source(with_capacity(spec, status, children), fallback, revision, problem)
+
+    def children(self, key: Key, rollout: Object, specs: Iterable[Spec | None], status: Status) -> Children:
+        """What belongs to the rollout, with the user's Services in front of its revisions and the pods behind them."""
+        children = Children.from_store(self._store.children(*key))
+        own = [spec for spec in specs if spec is not None and spec.workload.services is not None]
+        if not own:
+            return children
+        services, slices, pods = dict(children.services), dict(children.endpointslices), dict(children.pods)
+        for name in {name for spec in own for name in service_names(spec, status, children)}:
+            service = self._store.get(SERVICE, key.namespace, name)
+            if service is not None:
+                services[name] = service
+            found = self._store.endpoint_slices(key.namespace, name)
+            slices |= {name_in(obj): obj for obj in found}
+            seen = (self._store.pod(key.namespace, pod) for pod in pod_names(found))
+            pods |= {pod.name: pod for pod in seen if pod is not None}
+        children = replace(children, services=services, endpointslices=slices, pods=pods)
+        for spec in own:
+            children = bind(rollout, spec, status, children)
+        return children
+
+    @staticmethod
+    def pinned(spec: Spec, status: Status) -> str | None:
+        """The revision behind the user's stable Service, as long as nothing is known of the rollout."""
+        return first_pinned(spec, status)
+
+    async def _refer(self, key: Key, specs: list[Spec], status: Status) -> None:
+        seen: set[object] = set()
+        for _ in range(_DEPTH):
+            children = Children.from_store(self._store.children(*key))
+            wanted = interests(
+                key.namespace,
+                specs,
+                status,
+                children,
+                lambda kind, name: self._find(key, kind, name),
+                track=self._track,
+            )
+            if wanted == seen:
+                return
+            await self._references.need(key, wanted)
+            seen = set(wanted)
+
+    def _find(self, key: Key, kind: Kind, name: str) -> Object | None:
+        return self._store.get(kind, key.namespace, name)
