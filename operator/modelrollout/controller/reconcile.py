@@ -97,7 +97,8 @@ class Reconciler:
             if committed is not rollout:
                 await self._tell(committed, before=status, decision=decision)
         self._show(key, decision)
-        return _next_round(decision, memory, around.now())
+        # What was decided now may decide more: nothing else need happen for a round to follow.
+        return 0.0 if committed is not rollout else _next_round(decision, memory, around.now())
 
     async def _wish(
         self, rollout: Object, source: Source, status: Status, children: Children, memory: Memory

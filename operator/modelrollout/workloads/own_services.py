@@ -57,8 +57,13 @@ def first_revision(spec: Spec) -> str | None:
 
 
 def first_pinned(spec: Spec, status: Status) -> str | None:
-    """The revision behind the user's stable Service, as long as nothing is known of the rollout; then None."""
-    return first_revision(spec) if status.phase in (None, Phase.INVALID) else None
+    """The revision behind the user's stable Service, to go on from if a candidate is named at creation; then None.
+
+    Without a candidate the first deployment is gone through: it is over once the route stands.
+    """
+    own = spec.workload.services
+    begins = own is not None and own.candidate is not None and status.phase in (None, Phase.INVALID)
+    return first_revision(spec) if begins else None
 
 
 def named_revision(
