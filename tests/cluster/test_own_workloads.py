@@ -20,6 +20,7 @@ from tests.cluster.harness import (
     World,
     condition,
     is_ready,
+    manifest,
     phase_is,
 )
 
@@ -172,6 +173,15 @@ def test_a_deployment_that_went_holds_up_no_deletion(world: World, legacy: Rollo
     world.lab.client.delete(path_of(*DEPLOYMENTS, legacy.namespace, "legacy"))
     world.lab.client.delete(legacy.path)
     world.rollouts.wait_gone(legacy.namespace, legacy.name)
+
+
+def test_configuration_is_not_tracked_without_the_right_to_read_it(world: World, operator: Operator) -> None:
+    rollout = world.rollout()
+    rollout.apply(workload=manifest(rollout.namespace)["spec"]["workload"] | {"trackConfig": True})
+    refused = rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
+    said = condition(refused, "Accepted")
+    assert said["reason"] == "NotSupported"
+    assert "trackConfig: true" in said["message"]
 
 
 # workload.services

@@ -1,0 +1,231 @@
+"""Which revision is behind which of the user's Services, as names, models and roles change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelrollout.api.conditions import Reason
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Phase, RevisionStatus, Status, Weights
+from modelrollout.traffic import route_actions, router_of
+from modelrollout.workloads import Children, observe, workload_actions
+from modelrollout.workloads.own_services import (
+    bind,
+    first_pinned,
+    named_revision,
+    services_problem,
+    switched,
+    with_capacity,
+)
+
+from .manifests import Object, manifest, spec_of
+
+NOW = 1_800_000_000.0
+GATEWAY = {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}
+
+
+def rollout_of(stable: str, candidate: str | None = None, version: str = "1", **more: Any) -> Object:
+    second = {"candidate": {"name": candidate}} if candidate else {}
+    workload = {"services": {"stable": {"name": stable}, **second}, **more}
+    return manifest(workload=workload, traffic=GATEWAY, model={"name": "fraud", "version": version})
+
+
+def record(revision: str, service: str, version: str | None) -> Object:
+    model = {"name": "fraud", "version": version} if version else {}
+    data = {"version": 1, "model": model, "service": service, "ports": [{"name": "http", "port": 80}]}
+    labels = {"modelrollout.dev/rollout": "fraud", "modelrollout.dev/revision": revision}
+    metadata = {"name": f"fraud-{revision}", "namespace": "ml", "labels": labels, "uid": revision}
+    kind = {"apiVersion": "apps/v1", "kind": "ControllerRevision"}
+    owner = {
+        "apiVersion": "modelrollout.dev/v1alpha1",
+        "kind": "ModelRollout",
+        "name": "fraud",
+        "controller": True,
+    }
+    owners = [owner | {"uid": "uid-fraud"}]
+    return kind | {"metadata": metadata | {"ownerReferences": owners, "resourceVersion": "1"}, "data": data}
+
+
+def service(name: str, port: int = 80) -> Object:
+    metadata = {"name": name, "namespace": "ml", "uid": name}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": port}]}}
+
+
+def endpoints(name: str, *pods: str, ready: bool = True) -> Object:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": name, "namespace": "ml", "labels": {"kubernetes.io/service-name": name}},
+        "endpoints": [
+            {"targetRef": {"kind": "Pod", "name": pod}, "addresses": [pod], "conditions": {"ready": ready}}
+            for pod in pods
+        ],
+    }
+
+
+def seen(*records: Object, pods: dict[str, tuple[str, ...]] | None = None) -> Children:
+    pods = pods or {"fraud-v1": ("a", "b"), "fraud-v2": ("c",)}
+    return Children(
+        controller_revisions={obj["metadata"]["name"]: obj for obj in records},
+        bound={
+            obj["metadata"]["labels"]["modelrollout.dev/revision"]: obj["data"]["service"] for obj in records
+        },
+        services={name: service(name) for name in pods},
+        endpointslices={name: endpoints(name, *found) for name, found in pods.items()},
+    )
+
+
+def serving(revision: str, phase: Phase = Phase.HEALTHY, **roles: str) -> Status:
+    others = {role: RevisionStatus(revision=named) for role, named in roles.items()}
+    return Status(
+        phase=phase, stable=RevisionStatus(revision=revision), weights=Weights(stable=100), **others
+    )
+
+
+ONE, TWO = "aaaaaaaaaa", "bbbbbbbbbb"
+PAST = (record(ONE, "fraud-v1", "1"), record(TWO, "fraud-v2", "2"))
+UNKNOWN = (record(ONE, "fraud-v1", None), PAST[1])
+
+NAMED: dict[str, tuple[Object, Status, tuple[Object, ...], str | None, bool]] = {
+    "a new candidate is a new revision": (rollout_of("fraud-v1", "fraud-v2", "2"), serving(ONE), PAST[:1], None, True),
+    "what is tried is named by its Service and model": (
+        rollout_of("fraud-v1", "fraud-v2", "2"), serving(ONE, candidate=TWO), PAST, TWO, True,
+    ),
+    "another model behind the same Service is a new revision": (
+        rollout_of("fraud-v1", "fraud-v2", "3"), serving(ONE, candidate=TWO), PAST, None, True,
+    ),
+    "without a candidate the stable one is named": (rollout_of("fraud-v1"), serving(ONE, candidate=TWO), PAST, ONE, True),
+    "what served before the ModelRollout has whatever model": (
+        rollout_of("fraud-v1", version="7"), serving(ONE, candidate=TWO), UNKNOWN, ONE, True,
+    ),
+    "what was promoted stays named": (rollout_of("fraud-v1", "fraud-v2", "2"), serving(TWO), PAST, TWO, True),
+    "names can be tidied up after a promotion": (rollout_of("fraud-v2", None, "2"), serving(TWO), PAST, TWO, True),
+    "another model in place of what serves can't be judged": (
+        rollout_of("fraud-v1", "fraud-v2", "3"), serving(TWO), PAST, None, False,
+    ),
+    "names are swapped for the next release": (rollout_of("fraud-v2", "fraud-v1", "3"), serving(TWO), PAST, None, True),
+    "while watching, the old one is the way back": (
+        rollout_of("fraud-v1", None, "1"), serving(TWO, Phase.WATCHING, previous=ONE), PAST, ONE, True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rollout", "status", "records", "named", "accepted"), NAMED.values(), ids=NAMED)
+def test_what_the_spec_names(
+    rollout: Object, status: Status, records: tuple[Object, ...], named: str | None, accepted: bool
+) -> None:
+    spec, children = spec_of(rollout), seen(*records)
+    revision, problem = named_revision(rollout, spec, status, children)
+    assert revision == (named or hash_revision(spec))
+    assert (problem is None) is accepted
+    assert bind(rollout, spec, status, children).bound[revision] == spec.workload.services.named  # type: ignore[union-attr]
+
+
+def test_the_refusal_says_what_to_write() -> None:
+    rollout = rollout_of("fraud-v1", "fraud-v2", "3")
+    _, problem = named_revision(rollout, spec_of(rollout), serving(TWO), seen(*PAST))
+    assert problem is not None
+    assert (
+        "behind fraud-v1, and name that as workload.services.candidate and fraud-v2 as stable"
+        in problem.message
+    )
+
+
+def test_other_names_or_another_model_make_another_revision_and_the_first_name_does_not() -> None:
+    base = hash_revision(spec_of(rollout_of("fraud-v1", "fraud-v2")))
+    assert hash_revision(spec_of(rollout_of("fraud-v0", "fraud-v2"))) == base
+    assert hash_revision(spec_of(rollout_of("fraud-v2"))) == base
+    assert hash_revision(spec_of(rollout_of("fraud-v1", "fraud-v3"))) != base
+    assert hash_revision(spec_of(rollout_of("fraud-v1", "fraud-v2", "2"))) != base
+
+
+def test_with_a_candidate_at_creation_what_serves_is_the_baseline() -> None:
+    rollout = rollout_of("fraud-v1", "fraud-v2", "2")
+    spec = spec_of(rollout)
+    first = first_pinned(spec, Status())
+    children = bind(rollout, spec, Status(), seen())
+    assert first is not None
+    assert first != hash_revision(spec)
+    assert children.bound == {first: "fraud-v1", hash_revision(spec): "fraud-v2"}
+    assert observe(rollout, children, NOW)[first].ready == 2
+    assert first_pinned(spec_of(rollout_of("fraud-v1")), Status()) is None
+    assert first_pinned(spec, serving(ONE)) is None
+
+
+PROBLEMS: dict[str, tuple[Spec, Children, Reason | None]] = {
+    "all is well": (spec_of(rollout_of("fraud-v1", "fraud-v2")), seen(), None),
+    "a Service that is missing": (
+        spec_of(rollout_of("fraud-v1", "fraud-v2")),
+        seen(pods={"fraud-v1": ("a",)}),
+        Reason.REFERENCE_NOT_FOUND,
+    ),
+    "pods in common": (
+        spec_of(rollout_of("fraud-v1", "fraud-v2")),
+        seen(pods={"fraud-v1": ("a", "b"), "fraud-v2": ("b",)}),
+        Reason.SELECTOR_OVERLAP,
+    ),
+    "nothing that serves": (
+        spec_of(rollout_of("fraud-v1", "fraud-v2")),
+        seen(pods={"fraud-v1": (), "fraud-v2": ("c",)}),
+        Reason.AWAITING_PODS,
+    ),
+    "nothing that serves and nothing to compare": (
+        spec_of(rollout_of("fraud-v1")),
+        seen(pods={"fraud-v1": ()}),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "children", "reason"), PROBLEMS.values(), ids=PROBLEMS)
+def test_what_is_wrong_at_creation(spec: Spec, children: Children, reason: Reason | None) -> None:
+    problem = services_problem(spec, Status(), children)
+    assert (problem.reason if problem else None) is reason
+
+
+def test_at_rest_whoever_takes_over_must_be_as_large_as_what_serves() -> None:
+    spec = spec_of(rollout_of("fraud-v1", "fraud-v2"))
+    sized = {
+        phase: with_capacity(spec, serving(ONE, phase), seen(*PAST)).workload.replicas
+        for phase in (Phase.HEALTHY, Phase.PROGRESSING)
+    }
+    assert sized == {Phase.HEALTHY: 2, Phase.PROGRESSING: 1}
+    larger = spec_of(rollout_of("fraud-v1", "fraud-v2", replicas=5))
+    assert with_capacity(larger, serving(ONE), seen(*PAST)).workload.replicas == 5
+
+
+def test_a_rollout_with_pods_of_its_own_does_not_go_over() -> None:
+    spec = spec_of(rollout_of("fraud-v1"))
+    assert switched(spec, serving(ONE), seen(*PAST)) is None
+    assert switched(spec, serving(ONE), seen()) is not None
+    assert switched(spec_of(manifest()), serving(ONE), seen(*PAST)) is not None
+
+
+def test_records_and_the_route_are_all_that_is_written() -> None:
+    rollout = rollout_of("fraud-v1", "fraud-v2", "2")
+    spec = spec_of(rollout)
+    named = hash_revision(spec)
+    status = serving(ONE, Phase.PROGRESSING, candidate=named).model_copy(
+        update={"weights": Weights(stable=90, candidate=10)}
+    )
+    children = bind(rollout, spec, status, seen(PAST[0]))
+    made = workload_actions(rollout, spec, status, children, NOW)
+    assert [(action.obj["kind"], action.obj["data"]["service"]) for action in made] == [  # type: ignore[union-attr]
+        ("ControllerRevision", "fraud-v2")
+    ]
+    (route,) = route_actions(rollout, spec, status, children, NOW)
+    (rule,) = route.obj["spec"]["rules"]  # type: ignore[union-attr]
+    assert {ref["name"]: ref["weight"] for ref in rule["backendRefs"]} == {"fraud-v1": 90, "fraud-v2": 10}
+    live = route.obj | {"metadata": route.obj["metadata"] | {"uid": "r", "generation": 1}}  # type: ignore[union-attr]
+    children = Children(
+        children.controller_revisions,
+        services=children.services,
+        endpointslices=children.endpointslices,
+        routes={"fraud": live},
+        bound=children.bound,
+    )
+    reading = router_of(spec).observe(rollout, spec, status, children)
+    assert reading.weights == {ONE: 90, named: 10}
