@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..api.spec import Spec
+from ..api.validate import Problem as SpecProblem
+from ..cluster.pods import Pod
 from ..cluster.store import Key
 from ..decision.types import Judgement
 from ..evidence.plan import Plan
@@ -14,9 +19,11 @@ from ..evidence.state import State
 from ..telemetry.history import History
 from ..telemetry.sampler import Sample
 from ..workloads import Problem
+from .alarm import Alarm
 
 CONTESTED = 3  # reverts of the route …
 WITHIN = 300.0  # … within these seconds mean that somebody else owns it
+RETRY_CONTESTED = 30.0  # a contested route is put right this often at most, in seconds
 
 
 @dataclass(slots=True)
@@ -42,6 +49,7 @@ class Look:
 
     question: tuple[Plan, float | None]
     task: asyncio.Task[Answer]
+    began: float  # epoch seconds
 
 
 @dataclass(slots=True)
@@ -61,10 +69,17 @@ class Memory:
     reverts: deque[float] = field(default_factory=lambda: deque(maxlen=CONTESTED))
     reverted_by: str = ""
     first_ready: dict[str, float] = field(default_factory=dict)  # pod uid → when it was first ready
+    flapped: dict[str, float] = field(default_factory=dict)  # the same of pods that do not tell it any more
     split: Split = field(default_factory=Split)  # requests of the last polls, by side
     weight: int = 0  # of the candidate …
     weight_since: float = 0.0  # … and since when it is that
     notes: dict[str, str] = field(default_factory=dict)  # by metric: what a person should know of it
+    breaches: dict[str, int] = field(default_factory=dict)  # by guardrail, in a row
+    alarms: dict[str, Alarm] = field(default_factory=dict)  # by metric: the watch without holdback
+    unreadable: str = ""  # why the committed evidence can't be read; it is then kept as it stands
+    trouble: str = ""  # why a child could not be written in the last round
+    parsed: tuple[int, Spec | None, list[SpecProblem], str] | None = None  # of a generation: spec, revision
+    accepted: tuple[Mapping[str, Any], Spec] | None = None  # the last accepted spec as it stands, and as read
 
     def begin_attempt(self, attempt: int) -> None:
         """Evidence belongs to one attempt."""
@@ -76,14 +91,35 @@ class Memory:
         self.judged, self.state, self.attempt = Judgement(), None, 0
         self.next_poll, self.split, self.weight = 0.0, Split(), 0
         self.notes.clear()
-        self.first_ready.clear()
+        self.first_ready, self.flapped = {}, {}
+        self.breaches, self.alarms, self.unreadable = {}, {}, ""
         self.end_look()
+
+    def reload(self) -> None:
+        """Forget all that ran ahead of the status, and read it again from what is committed.
+
+        For a commit that failed: the decision was thrown away, or its fate is unknown because the answer got lost; either
+        way evidence in memory and status may tell of different steps.
+        """
+        self.state, self.next_poll, self.split, self.unreadable = None, 0.0, Split(), ""
+        self.breaches, self.alarms = {}, {}
 
     def end_look(self) -> None:
         """Nobody waits for the answer any more."""
         if self.look is not None:
             self.look.task.cancel()
             self.look = None
+
+    def note_ready(self, pods: Iterable[Pod]) -> None:
+        """Keep when each pod was first ready: warm-up counts once, and a pod only tells of the last time."""
+        known, self.first_ready, self.flapped = self.first_ready, {}, {}
+        for pod in pods:
+            first = known.get(pod.uid, pod.ready_since)
+            if first is None:
+                continue
+            self.first_ready[pod.uid] = first
+            if first != pod.ready_since:
+                self.flapped[pod.uid] = first
 
     def note_revert(self, by: str, now: float) -> None:
         """Somebody changed the route, and we put it right."""
@@ -94,6 +130,17 @@ class Memory:
         """Who keeps changing the route; None if nobody does."""
         recent = [when for when in self.reverts if now - when <= WITHIN]
         return self.reverted_by or "another writer" if len(recent) >= CONTESTED else None
+
+    def holds_back(self, now: float) -> bool:
+        """Whether a contested route is left as it is for the moment."""
+        return self.contested_by(now) is not None and now - self.reverts[-1] < RETRY_CONTESTED
+
+    def contest_changes_at(self, now: float) -> float | None:
+        """When a contested route is put right again, or else counts as quiet; None if it is not contested."""
+        if self.contested_by(now) is None:
+            return None
+        again = self.reverts[-1] + RETRY_CONTESTED
+        return again if again > now else self.reverts[0] + WITHIN
 
 
 class Memories:

@@ -25,7 +25,6 @@ from ..cluster.port import Cluster
 from ..cluster.store import Key, Store
 from ..decision.decide import decide
 from ..decision.types import Decision, Event, Observation, RouteView, Timing, Wish
-from ..evidence.state import dump
 from ..traffic import route_actions, router_of
 from ..workloads import Children, Problem, observe, pinned, workload_actions
 from .acceptance import Acceptance
@@ -33,10 +32,11 @@ from .commit import worth_committing
 from .judge import Judge
 from .memory import Memories, Memory
 from .metrics import Metrics
+from .record import write_evidence
 
 _log = logging.getLogger(__name__)
 
-RETRY_CONTESTED = 30.0  # a contested route is put right this often at most, in seconds
+REREAD = 60.0  # seconds after which a status that can't be read is looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,22 +152,25 @@ class Reconciler:
         """Write the whole status if it is worth it, on the resourceVersion that was decided on; the object then."""
         wire = decision.status.to_wire()
         present = before.to_wire()
-        wire["evidence"] = dump(decision.state) if decision.state is not None else None
+        wire["evidence"] = write_evidence(decision.state, memory, before, decision.status)
         wire = {name: value for name, value in wire.items() if value is not None}
         since = now - memory.committed_at
         if not worth_committing(present, wire, since=since, every=self._around.timing.evidence_commit):
             memory.state = decision.state
             return rollout
         metadata = rollout["metadata"]
-        written = await self._around.cluster.replace_status(
-            {
-                "apiVersion": MODEL_ROLLOUT.api_version,
-                "kind": MODEL_ROLLOUT.kind,
-                "metadata": {name: metadata[name] for name in ("name", "namespace", "resourceVersion")},
-                "spec": rollout["spec"],
-                "status": wire,
-            }
-        )
+        wanted = {
+            "apiVersion": MODEL_ROLLOUT.api_version,
+            "kind": MODEL_ROLLOUT.kind,
+            "metadata": {name: metadata[name] for name in ("name", "namespace", "resourceVersion")},
+            "spec": rollout["spec"],
+            "status": wire,
+        }
+        try:
+            written = await self._around.cluster.replace_status(wanted)
+        except Exception:
+            memory.reload()
+            raise
         self._around.store.wrote(written)
         memory.state, memory.committed_at = decision.state, now
         return written
@@ -200,7 +203,7 @@ class Reconciler:
             actions = workload_actions(rollout, spec, status, children, now)
             await execute(self._around.cluster, actions, done=done)
             children = Children.from_store(self._around.store.children(*key))
-            if not _backs_off(memory, now):
+            if not memory.holds_back(now):
                 actions = route_actions(rollout, spec, status, children, now)
                 await execute(self._around.cluster, actions, done=done)
         except NameTaken as error:
@@ -286,14 +289,11 @@ def _acting_spec(spec: Spec | None, decision: Decision) -> Spec | None:
     return spec
 
 
-def _backs_off(memory: Memory, now: float) -> bool:
-    return memory.contested_by(now) is not None and now - memory.reverts[-1] < RETRY_CONTESTED
-
-
 def _next_round(decision: Decision, memory: Memory, now: float) -> float | None:
     times = [time for time in (decision.requeue_at, memory.next_poll or None) if time is not None]
     if memory.checked is not None and now < memory.checked.again_at < float("inf"):
         times.append(memory.checked.again_at)
-    if memory.contested_by(now):
-        times.append(memory.reverts[-1] + RETRY_CONTESTED)
+    contest = memory.contest_changes_at(now)
+    if contest is not None:
+        times.append(contest)
     return max(0.0, min(times) - now) + 0.005 if times else None
