@@ -239,7 +239,7 @@ def killed_candidate_pods_lose_their_traffic_and_get_it_back(lab: Lab) -> None:
         assert_weight_goes_with_the_pods(rollout, service, mark)
         assert rollout.outcome == ("Promoted", "ProvenHarmless")
         assert rollout.failures() == failed
-        assert sum(failed.values()) <= 25
+        assert sum(failed.values()) <= 40
 
 
 def release_slow_starter(rollout: Rollout) -> None:
@@ -348,7 +348,7 @@ def pods_do_not_wait_for_a_prometheus_that_hangs(lab: Lab) -> None:
         rollout.wait(lambda seen: seen.weight == 50, "the weight's return")
         print(rollout.measured())
         assert_weight_goes_with_the_pods(rollout, service, mark)
-        assert sum(rollout.failures().values()) <= 25
+        assert sum(rollout.failures().values()) <= 40
 
 
 def away(seen: Seen) -> bool:
@@ -410,6 +410,7 @@ def without_a_router_the_ratio_of_pods_is_the_split(lab: Lab) -> None:
         rollout.deploy()
         service = path_of("v1", "services", rollout.namespace, "ratio")
         old = rollout.status["stable"]["revision"]
+        ready = rollout.ready_endpoints("ratio")
         assert lab.client.get(service)["spec"]["selector"][f"{GROUP}/revision"] == old
         lab.client.patch(rollout.path, {"spec": {"model": {"version": "v2"}}})
         for baseline, candidate in ((3, 1), (2, 2)):
@@ -431,6 +432,9 @@ def without_a_router_the_ratio_of_pods_is_the_split(lab: Lab) -> None:
         assert rollout.status["stable"]["revision"] == new
         assert lab.client.get(service)["spec"]["selector"][f"{GROUP}/revision"] == new
         assert rollout.endpoints("ratio") == {new: 4}
+        # A pod more before a pod less: the capacity was there all the time.
+        print("ratio: ready endpoints over time", ready)
+        assert min(ready) >= 4
 
 
 APART: list[Story] = [
