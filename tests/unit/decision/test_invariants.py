@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from modelrollout.api.status import Phase, Status
+from modelrollout.api.status import Status
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
 
 from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
@@ -130,9 +130,8 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(elastic=st.booleans())
     def elastic(self, elastic: bool) -> None:
-        if self.world.status.phase in (Phase.HEALTHY, Phase.ROLLED_BACK):
-            self.world.edit(workload={**self.world.spec["workload"], "elastic": elastic})
-            self.rest()
+        self.world.edit(workload={**self.world.spec["workload"], "elastic": elastic})
+        self.rest()
 
     @rule(bad=st.sampled_from([False, False, False, True]))
     def break_spec(self, bad: bool) -> None:
