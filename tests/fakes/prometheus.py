@@ -189,10 +189,10 @@ class FakePrometheus:
         with self._lock:
             self._fault.append(_Fault(mode, times, match, seconds))
 
-    def heal(self) -> None:
-        """Fail no more."""
+    def heal(self, match: str | None = None) -> None:
+        """Fail no more; with `match`, only queries that were failed by it."""
         with self._lock:
-            self._fault.clear()
+            self._fault[:] = [fault for fault in self._fault if match is not None and fault.match != match]
 
     def add_model(
         self,
