@@ -73,7 +73,7 @@ def assert_split(rollout: Rollout, version: str, wanted: list[int]) -> None:
         total, share = sum(answers.values()), weight / 100
         # What was under way when a step began is of the step before it.
         bound = 5 * math.sqrt(total * share * (1 - share)) + 3
-        assert total >= 50, f"{weight} %: only {total} answers"
+        assert total >= 200, f"{weight} %: only {total} answers"
         assert abs(answers.get(version, 0) - total * share) <= bound, f"{weight} %: {answers}"
 
 
@@ -88,7 +88,9 @@ def assert_in_order(wanted: list[str], found: list[str]) -> None:
 
 
 def a_better_model_is_promoted_and_no_request_fails(lab: Lab) -> None:
-    with Rollout(lab, "better", rate=30, analysis={"metrics": [ERRORS, QUALITY, LATENCY]}) as rollout:
+    steps = [{"weight": 20, "duration": "10s"}, {"weight": 50, "duration": "5s"}]
+    changes = {"strategy": {"canary": {"steps": steps}}, "analysis": {"metrics": [ERRORS, QUALITY, LATENCY]}}
+    with Rollout(lab, "better", rate=60, **changes) as rollout:
         rollout.deploy()
         rollout.release("v2", "models/better")
         rollout.wait_end()
