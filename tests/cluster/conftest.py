@@ -14,7 +14,7 @@ from lab.lab import Lab
 from lab.operator import Operator
 from lab.process import wait_until
 from modelrollout.cluster.kinds import MODEL_ROLLOUT, NAMESPACE
-from tests.cluster.harness import World
+from tests.cluster.harness import SideBySide, World
 
 CRD = Path(__file__).resolve().parents[2] / "crds" / "modelrollouts.yaml"
 
@@ -41,6 +41,18 @@ def operator(world: World) -> Iterator[Operator]:
     with Operator(world.lab, values=world.values) as running:
         yield running
         world.clear()
+
+
+@pytest.fixture(scope="module")
+def side_by_side(request: pytest.FixtureRequest, world: World, operator: Operator) -> Iterator[SideBySide]:
+    """The stories of this module that were chosen for this run, all of them running."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    parameters = [
+        item.callspec.params for item in items if item.module is request.module and hasattr(item, "callspec")
+    ]
+    running = SideBySide(world, [p["story"] for p in parameters if "story" in p])
+    yield running
+    running.close()
 
 
 @pytest.fixture

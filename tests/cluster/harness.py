@@ -10,13 +10,15 @@ How a model behaves is said in `spec.model.uri`, as in "errors=0.1": the pods ha
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -43,29 +45,46 @@ GOOD, BAD = "errors=0.01", "errors=0.1"
 # Traffic
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """Counters from a moment on: their values then, and how they grow."""
+
+    since: float
+    requests: float
+    bad: float
+    rate: float
+    errors: float
+
+    def at(self, t: float) -> tuple[float, float]:
+        grown = self.rate * (t - self.since)
+        return self.requests + grown, self.bad + grown * self.errors
+
+
 class Meter:
-    """A counter that grows at a rate which changes now and then; its value at any past time is fixed for ever."""
+    """Counters that grow at rates which change now and then; their values at any past time are fixed for ever."""
 
     def __init__(self, start: float, errors: float) -> None:
         self.start = start
         self.end = math.inf
-        self.errors = errors
-        self._changes = [(start, 0.0, 0.0)]  # (since, value then, rate)
+        self._stretches = [_Stretch(start, 0.0, 0.0, 0.0, errors)]
 
-    def set_rate(self, rate: float, at: float) -> None:
-        since, value, old = self._changes[-1]
-        if rate != old:
-            self._changes.append((at, value + old * (at - since), rate))
+    def change(self, at: float, *, rate: float | None = None, errors: float | None = None) -> None:
+        """From now on, another rate of requests or another share of errors."""
+        last = self._stretches[-1]
+        rate, errors = last.rate if rate is None else rate, last.errors if errors is None else errors
+        if (rate, errors) != (last.rate, last.errors):
+            self._stretches.append(_Stretch(at, *last.at(at), rate, errors))
+
+    def _values(self, at: float) -> tuple[float, float]:
+        found = next((s for s in reversed(self._stretches) if at >= s.since), None)
+        return found.at(at) if found else (0.0, 0.0)
 
     def requests(self, at: float) -> float:
         """Requests until `at`, a whole number."""
-        for since, value, rate in reversed(self._changes):
-            if at >= since:
-                return float(math.floor(value + rate * (at - since)))
-        return 0.0
+        return float(math.floor(self._values(at)[0]))
 
     def bad(self, at: float) -> float:
-        return float(math.floor(self.requests(at) * self.errors))
+        return float(math.floor(self._values(at)[1]))
 
     def scrapes(self, after: float, until: float) -> Iterator[float]:
         """Times of samples in (after, until]."""
@@ -118,6 +137,12 @@ class Traffic:
             pods = [p for p in self._pods.values() if (p.namespace, p.revision) == (namespace, revision)]
             return [pod.meter for pod in pods if pod.meter is not None]
 
+    def spoil(self, namespace: str, revision: str, errors: float) -> None:
+        """From now on a revision has this share of errors."""
+        with self._lock:
+            for meter in self.meters(namespace, revision):
+                meter.change(time.time(), errors=errors)
+
     def forget(self, namespace: str) -> None:
         """Drop all series of a namespace."""
         with self._lock:
@@ -164,7 +189,7 @@ class Traffic:
             else:
                 whole, own = sum(weights.values()), weights.get(f"{rollout}-{pod.revision}", 0)
                 share = own / whole / ready[pod.revision] if pod.ready and whole else 0.0
-            pod.meter.set_rate(RATE * share, now)
+            pod.meter.change(now, rate=RATE * share)
 
     def _serve(self, pod: _Pod, meter: Meter) -> None:
         target = {"namespace": pod.namespace, "pod": pod.name, "job": "pods", "instance": f"{pod.name}:8080"}
@@ -230,9 +255,9 @@ class Gateway:
             for parent in (route.get("status") or {}).get("parents") or []
             for c in parent["conditions"]
         ]
-        if present and set(present) == {wanted}:
+        if not route["spec"].get("parentRefs") or (present and set(present) == {wanted}):
             return
-        parents = [self._answer(route, parent, *wanted) for parent in route["spec"]["parentRefs"]]
+        parents = [self._answer(route, parent, *wanted) for parent in route["spec"].get("parentRefs") or ()]
         path = path_of(*ROUTES, metadata["namespace"], metadata["name"], "status")
         with contextlib.suppress(KubeError):
             self._client.patch(path, {"status": {"parents": parents}})
@@ -398,6 +423,13 @@ def phase_is(*phases: str) -> Callable[[Object], bool]:
     return lambda obj: (obj.get("status") or {}).get("phase") in phases
 
 
+def table_of(client: KubeClient, path: str) -> Object:
+    """The table that kubectl prints, as the API server makes it."""
+    headers = client._headers | {"Accept": "application/json;as=Table;g=meta.k8s.io;v=v1"}
+    table: Object = json.loads(client._http.request("GET", client._url(path, {}), headers=headers).data)
+    return table
+
+
 def condition(obj: Object, kind: str) -> Object:
     """A condition, or an empty one."""
     conditions = (obj.get("status") or {}).get("conditions") or []
@@ -469,7 +501,7 @@ class Rollout:
     world: World
     namespace: str
     name: str = "fraud"
-    applied: int = 0  # resourceVersion of the last change made here
+    applied: int = 0  # resourceVersion of the last change made or found here
 
     @property
     def client(self) -> KubeClient:
@@ -507,12 +539,13 @@ class Rollout:
         check: Callable[[Object], bool],
         what: str,
         *,
-        after: int | None = None,
         timeout: float = PATIENCE,
     ) -> Object:
-        """The first version since the last change made here of which `check` holds."""
-        since = self.applied if after is None else after
-        return self.world.rollouts.wait(self.namespace, self.name, check, what, after=since, timeout=timeout)
+        """The first version of which `check` holds, since the last change made or the last version found here."""
+        found = self.world.rollouts.wait(
+            self.namespace, self.name, check, what, after=self.applied, timeout=timeout
+        )
+        return self._changed(found)
 
     def wait_phase(self, *phases: str, timeout: float = PATIENCE) -> Object:
         """As `wait`, for a phase that was decided on the present spec."""
@@ -598,6 +631,25 @@ class Rollout:
         """Requests to a revision's pods, by the last samples up to a cut."""
         return sum(meter.at_cut(cut) for meter in self.world.traffic.meters(self.namespace, revision))
 
+    def ledger(self) -> list[tuple[float, float, float]]:
+        """Of every commit of the present attempt: cut, candidate requests counted up to it, and requests served."""
+        attempt = self.status()["history"][0]
+        found = set()
+        for status in self.history():
+            evidence, metrics = status.get("evidence") or {}, status.get("metrics")
+            if status.get("attempt") == attempt["attempt"] and evidence.get("consumed") and metrics:
+                cut = evidence["consumed"]
+                served = self.served(attempt["revision"], cut)
+                found.add((cut, float(metrics[0]["candidateRequests"]), served))
+        return sorted(found)
+
+    def check_ledger(self) -> None:
+        """No sample was counted twice or left out: between any two commits as much was counted as was served."""
+        ledger = self.ledger()
+        assert len(ledger) >= 4, ledger
+        for (_, counted, served), (cut, more_counted, more_served) in itertools.pairwise(ledger):
+            assert more_counted - counted == more_served - served, f"up to {cut}: {ledger}"
+
 
 def seconds(status: Mapping[str, Any], *path: str) -> float:
     """An RFC3339 time in an object as epoch seconds."""
@@ -605,3 +657,29 @@ def seconds(status: Mapping[str, Any], *path: str) -> float:
     for part in path:
         value = value[part]
     return datetime.fromisoformat(str(value)).timestamp()
+
+
+# Side by side
+
+
+Story = Callable[[World], None]
+
+
+class SideBySide:
+    """Runs stories in threads, for they mostly wait; each is told as a test of its own when its turn comes."""
+
+    def __init__(self, world: World, stories: Iterable[Story], *, at_once: int = 12) -> None:
+        self._pool = ThreadPoolExecutor(at_once)
+        self._results = {story: self._pool.submit(story, world) for story in stories}
+
+    def tell(self, story: Story) -> None:
+        """Wait for the end of a story; raises what it raised."""
+        self._results[story].result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def title(story: Story) -> str:
+    """A story's name as a sentence, for the id of its test."""
+    return story.__name__.replace("_", " ")

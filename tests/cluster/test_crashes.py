@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 
@@ -134,24 +133,4 @@ def waits_for(status: Object) -> str | None:
 
 @pytest.mark.parametrize("name", ["good", "ratio", "bad"])
 def test_no_sample_is_counted_twice_or_left_out(story: dict[str, Rollout], name: str) -> None:
-    rollout = story[name]
-    found = counted(rollout)
-    assert len(found) >= 4
-    for (cut, requests), (next_cut, next_requests) in itertools.pairwise(found):
-        grown = rollout_served(rollout, next_cut) - rollout_served(rollout, cut)
-        assert next_requests - requests == grown, f"between {cut} and {next_cut}"
-
-
-def counted(rollout: Rollout) -> list[tuple[float, float]]:
-    """(cut, candidate requests) of each commit of the second attempt."""
-    found = []
-    for status in rollout.history():
-        evidence = status.get("evidence")
-        if status.get("attempt") == 2 and evidence and evidence["consumed"] and status.get("metrics"):
-            found.append((evidence["consumed"], status["metrics"][0]["candidateRequests"]))
-    return sorted(set(found))
-
-
-def rollout_served(rollout: Rollout, cut: float) -> float:
-    revision = rollout.status()["history"][0]["revision"]
-    return rollout.served(revision, cut)
+    story[name].check_ledger()

@@ -152,6 +152,11 @@ class FakePrometheus:
             self._server.server_close()
             self._server = None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped and not started again."""
+        return self._closing.is_set()
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -189,10 +194,10 @@ class FakePrometheus:
         with self._lock:
             self._fault.append(_Fault(mode, times, match, seconds))
 
-    def heal(self) -> None:
-        """Fail no more."""
+    def heal(self, match: str | None = None) -> None:
+        """Fail no more; with `match`, only queries that were failed by it."""
         with self._lock:
-            self._fault.clear()
+            self._fault[:] = [fault for fault in self._fault if match is not None and fault.match != match]
 
     def add_model(
         self,
@@ -364,6 +369,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        """A server that was stopped answers on no connection that is still open either."""
+        if self.owner.stopped:
+            self.close_connection = True
+            return False
+        return super().parse_request()
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)

@@ -249,6 +249,20 @@ class Rollout:
                 found[revision] = found.get(revision, 0) + 1
         return found
 
+    def ready_endpoints(self, service: str) -> list[int]:
+        """How many ready endpoints a Service with one slice had, from now on and after every change; it grows."""
+        found: list[int] = []
+
+        def see(kind: str, obj: Object) -> None:
+            found.append(sum(bool(one["conditions"]["ready"]) for one in obj["endpoints"] or []))
+
+        path = path_of("discovery.k8s.io/v1", "endpointslices", self.namespace)
+        labels = f"kubernetes.io/service-name={service}"
+        informer = Informer(self.lab.client, path, see, labelSelector=labels).start()
+        self._stack.callback(informer.stop)
+        informer.synced.wait(PATIENCE)
+        return found
+
     def steps(self) -> Iterator[tuple[int, Counts]]:
         """For each weight that was in force: the weight, and what was answered meanwhile.
 

@@ -73,7 +73,7 @@ def assert_split(rollout: Rollout, version: str, wanted: list[int]) -> None:
         total, share = sum(answers.values()), weight / 100
         # What was under way when a step began is of the step before it.
         bound = 5 * math.sqrt(total * share * (1 - share)) + 3
-        assert total >= 50, f"{weight} %: only {total} answers"
+        assert total >= 200, f"{weight} %: only {total} answers"
         assert abs(answers.get(version, 0) - total * share) <= bound, f"{weight} %: {answers}"
 
 
@@ -88,7 +88,9 @@ def assert_in_order(wanted: list[str], found: list[str]) -> None:
 
 
 def a_better_model_is_promoted_and_no_request_fails(lab: Lab) -> None:
-    with Rollout(lab, "better", rate=30, analysis={"metrics": [ERRORS, QUALITY, LATENCY]}) as rollout:
+    steps = [{"weight": 20, "duration": "10s"}, {"weight": 50, "duration": "5s"}]
+    changes = {"strategy": {"canary": {"steps": steps}}, "analysis": {"metrics": [ERRORS, QUALITY, LATENCY]}}
+    with Rollout(lab, "better", rate=60, **changes) as rollout:
         rollout.deploy()
         rollout.release("v2", "models/better")
         rollout.wait_end()
@@ -239,7 +241,7 @@ def killed_candidate_pods_lose_their_traffic_and_get_it_back(lab: Lab) -> None:
         assert_weight_goes_with_the_pods(rollout, service, mark)
         assert rollout.outcome == ("Promoted", "ProvenHarmless")
         assert rollout.failures() == failed
-        assert sum(failed.values()) <= 25
+        assert sum(failed.values()) <= 40
 
 
 def release_slow_starter(rollout: Rollout) -> None:
@@ -348,7 +350,7 @@ def pods_do_not_wait_for_a_prometheus_that_hangs(lab: Lab) -> None:
         rollout.wait(lambda seen: seen.weight == 50, "the weight's return")
         print(rollout.measured())
         assert_weight_goes_with_the_pods(rollout, service, mark)
-        assert sum(rollout.failures().values()) <= 25
+        assert sum(rollout.failures().values()) <= 40
 
 
 def away(seen: Seen) -> bool:
@@ -410,6 +412,7 @@ def without_a_router_the_ratio_of_pods_is_the_split(lab: Lab) -> None:
         rollout.deploy()
         service = path_of("v1", "services", rollout.namespace, "ratio")
         old = rollout.status["stable"]["revision"]
+        ready = rollout.ready_endpoints("ratio")
         assert lab.client.get(service)["spec"]["selector"][f"{GROUP}/revision"] == old
         lab.client.patch(rollout.path, {"spec": {"model": {"version": "v2"}}})
         for baseline, candidate in ((3, 1), (2, 2)):
@@ -431,6 +434,9 @@ def without_a_router_the_ratio_of_pods_is_the_split(lab: Lab) -> None:
         assert rollout.status["stable"]["revision"] == new
         assert lab.client.get(service)["spec"]["selector"][f"{GROUP}/revision"] == new
         assert rollout.endpoints("ratio") == {new: 4}
+        # A pod more before a pod less: the capacity was there all the time.
+        print("ratio: ready endpoints over time", ready)
+        assert min(ready) >= 4
 
 
 APART: list[Story] = [

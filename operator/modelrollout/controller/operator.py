@@ -32,6 +32,7 @@ from .acceptance import Acceptance
 from .handlers import WATCHED, make_registry, make_settings, selector_of
 from .health import HealthServer, check_queue, check_watch
 from .judge import Judge, query_problem
+from .memory import UnreadableStatus
 from .metrics import Metrics
 from .reconcile import Reconciler, Surroundings
 from .settings import Settings
@@ -39,6 +40,7 @@ from .sources import Sources
 
 _log = logging.getLogger(__name__)
 
+REREAD = 60.0  # seconds after which a status that can't be read is looked at again
 WATCH_SILENCE = 900.0  # bookmarks come every minute and Kopf renews a watch every ten
 RELIST_DELAY = (
     2.0  # a relisted kind is read again this long after; what vanished meanwhile is not told by Kopf
@@ -368,5 +370,10 @@ async def _failed(parts: _Parts, key: Key, error: Exception) -> None:
             reason = EventReason.INVALID
             await parts.cluster.event(rollout, type=reason.type, reason=reason.value, note=error.message)
         return
-    _log.error("%s/%s: %s", *key, error, exc_info=not isinstance(error, ValueError))
-    parts.queue.add_failed(key, at_least=5.0)
+    known = isinstance(error, UnreadableStatus)
+    _log.error("%s/%s: %s", *key, error, exc_info=not known)
+    parts.queue.add_failed(key, at_least=REREAD if known else 5.0)
+    rollout = parts.store.get(MODEL_ROLLOUT, *key)
+    if rollout is not None and known:
+        reason = EventReason.INVALID
+        await parts.cluster.event(rollout, type=reason.type, reason=reason.value, note=str(error))

@@ -8,36 +8,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..api.conditions import EventReason
+from ..api.conditions import EventReason, Reason
 from ..api.spec import Spec
 from ..api.status import Status
-from ..cluster.actions import Apply, Done, NameTaken, execute
+from ..api.validate import parse
+from ..cluster.actions import Action, Apply, Done, NameTaken, execute
+from ..cluster.errors import ClusterError, Forbidden, Invalid
 from ..cluster.kinds import DEPLOYMENT, HTTP_ROUTE, MODEL_ROLLOUT, Object
 from ..cluster.port import Cluster
 from ..cluster.store import Key, Store
 from ..decision.decide import decide
-from ..decision.types import Decision, Event, Observation, RouteView, Timing, Wish
-from ..evidence.state import dump
+from ..decision.types import Decision, Event, Judgement, Observation, RouteView, Timing, Wish
 from ..traffic import route_actions, router_of
-from ..workloads import Children, observe, pinned, workload_actions
+from ..workloads import Children, Problem, observe, pinned, workload_actions
 from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
 from .acceptance import Acceptance
 from .commit import worth_committing
 from .deletion import add_finalizer, finalizes, finish
 from .judge import Judge
-from .memory import Memories, Memory
+from .memory import Memories, Memory, Parsed, UnreadableStatus
 from .metrics import Metrics
+from .record import write_evidence
 from .sources import Source, Sources
 
 _log = logging.getLogger(__name__)
-
-RETRY_CONTESTED = 30.0  # a contested route is put right this often at most, in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +75,21 @@ class Reconciler:
             return None if rollout is None else await finish(around.cluster, rollout, around.now)
         memory = self._memories.of(key, str(rollout["metadata"]["uid"]))
         status = read_status(rollout)
-        source = await around.sources.read(key, rollout, status)
+        source = await self._source(key, rollout, status, memory)
         now = around.now()
         children = around.sources.children(key, rollout, (source.spec, source.fallback), status)
-        spec, wish = await self._wish(rollout, source, status, children, memory)
-        seen = self._observe(rollout, spec or wish.fallback, status, children, memory, now)
-        acting = spec or wish.fallback
-        judged = (
-            await around.judge.judge(rollout, acting, status, children, memory, now)
-            if acting
-            else memory.judged
-        )
+        wish = await self._wish(rollout, source, status, children, memory)
+        asked = wish.spec or wish.fallback
+        seen, judged = Observation(), Judgement()
+        if asked is not None:
+            seen = self._observe(rollout, asked, status, children, memory, now)
+            judged = await around.judge.judge(rollout, asked, status, children, memory, now)
+        else:
+            memory.rest()
         decision = decide(wish, status, seen, judged, now=now, timing=around.timing)
         committed = await self._commit(rollout, status, decision, memory, now)
-        acting = _acting_spec(spec, decision)
         try:
+            acting = _acting_spec(wish.spec, decision.status, memory)
             if acting is not None:
                 await self._follow(committed, acting, decision.status, memory, now)
         finally:
@@ -100,14 +100,23 @@ class Reconciler:
         # What was decided now may decide more: nothing else need happen for a round to follow.
         return 0.0 if committed is not rollout else _next_round(decision, memory, around.now())
 
+    async def _source(self, key: Key, rollout: Object, status: Status, memory: Memory) -> Source:
+        """What the object asks for, whole; it is parsed once for each generation."""
+        generation = int(rollout["metadata"].get("generation") or 0)
+        if memory.parsed is None or memory.parsed.generation != generation:
+            memory.parsed = _parse(rollout, generation)
+        fallback = memory.read_accepted(status.accepted)
+        source = await self._around.sources.read(key, rollout, memory.parsed.spec, fallback, status)
+        return source if memory.parsed.problem is None else replace(source, problem=memory.parsed.problem)
+
     async def _wish(
         self, rollout: Object, source: Source, status: Status, children: Children, memory: Memory
-    ) -> tuple[Spec | None, Wish]:
+    ) -> Wish:
         metadata, spec, problem = rollout["metadata"], source.spec, source.problem
         if spec is not None and problem is None:
             check = self._around.acceptance.check
             problem = await check(rollout, spec, source.revision, status, children, memory)
-        wish = Wish(
+        return Wish(
             namespace=metadata["namespace"],
             name=metadata["name"],
             generation=int(metadata.get("generation") or 0),
@@ -118,19 +127,16 @@ class Reconciler:
             problem=problem.message if problem else "",
             annotations=metadata.get("annotations") or {},
         )
-        return (None if problem else spec), wish
 
     def _observe(
         self,
         rollout: Object,
-        spec: Spec | None,
+        spec: Spec,
         status: Status,
         children: Children,
         memory: Memory,
         now: float,
     ) -> Observation:
-        if spec is None:
-            return Observation()
         reading = router_of(spec).observe(rollout, spec, status, children)
         if not reading.accepted:
             memory.routed = None
@@ -143,12 +149,15 @@ class Reconciler:
             problem=reading.problem,
             contested_by=memory.contested_by(now),
         )
+        revisions = observe(rollout, children, now)
+        if memory.trouble:
+            # Whatever pods are waited for, this comes first: without the write they do not come.
+            revisions = {
+                name: replace(view, waiting=(memory.trouble, *view.waiting))
+                for name, view in revisions.items()
+            }
         first = self._around.sources.pinned(spec, status)
-        return Observation(
-            revisions=observe(rollout, children, now),
-            route=route,
-            pinned=first or pinned(rollout, spec, children),
-        )
+        return Observation(revisions=revisions, route=route, pinned=first or pinned(rollout, spec, children))
 
     async def _commit(
         self, rollout: Object, before: Status, decision: Decision, memory: Memory, now: float
@@ -156,22 +165,25 @@ class Reconciler:
         """Write the whole status if it is worth it, on the resourceVersion that was decided on; the object then."""
         wire = decision.status.to_wire()
         present = before.to_wire()
-        wire["evidence"] = dump(decision.state) if decision.state is not None else None
+        wire["evidence"] = write_evidence(decision.state, memory, before, decision.status)
         wire = {name: value for name, value in wire.items() if value is not None}
         since = now - memory.committed_at
         if not worth_committing(present, wire, since=since, every=self._around.timing.evidence_commit):
             memory.state = decision.state
             return rollout
         metadata = rollout["metadata"]
-        written = await self._around.cluster.replace_status(
-            {
-                "apiVersion": MODEL_ROLLOUT.api_version,
-                "kind": MODEL_ROLLOUT.kind,
-                "metadata": {name: metadata[name] for name in ("name", "namespace", "resourceVersion")},
-                "spec": rollout["spec"],
-                "status": wire,
-            }
-        )
+        wanted = {
+            "apiVersion": MODEL_ROLLOUT.api_version,
+            "kind": MODEL_ROLLOUT.kind,
+            "metadata": {name: metadata[name] for name in ("name", "namespace", "resourceVersion")},
+            "spec": rollout["spec"],
+            "status": wire,
+        }
+        try:
+            written = await self._around.cluster.replace_status(wanted)
+        except Exception:
+            memory.reload()
+            raise
         self._around.store.wrote(written)
         memory.state, memory.committed_at = decision.state, now
         return written
@@ -199,22 +211,35 @@ class Reconciler:
                 if route:
                     memory.note_revert(action.drift.rpartition("(by ")[2].rstrip(")"), now)
 
-        sources = self._around.sources
+        failed: list[ClusterError] = []
         try:
-            children = sources.children(key, rollout, (spec,), status)
-            actions = workload_actions(rollout, spec, status, children, now)
-            await execute(self._around.cluster, actions, done=done)
-            children = sources.children(key, rollout, (spec,), status)
-            if not _backs_off(memory, now):
-                actions = route_actions(rollout, spec, status, children, now)
-                await execute(self._around.cluster, actions, done=done)
+            for step in (workload_actions, route_actions):
+                if step is route_actions and memory.holds_back(now):
+                    continue
+                children = self._around.sources.children(key, rollout, (spec,), status)
+                failed += await self._carry_out(step(rollout, spec, status, children, now), done)
+            if any(isinstance(error, NameTaken) for error in failed):
+                self._around.acceptance.taken(memory)
+            if failed and memory.trouble != failed[0].message:
+                _log.warning("%s/%s: %s", *key, failed[0])
+            if failed:
+                notes.append(Event(EventReason.INVALID, failed[0].message))
             notes += await self._take_over(rollout, spec, status, memory, done)
-        except NameTaken as error:
-            self._around.acceptance.taken(memory, error)
-            raise
+            memory.note_refused([error.message for error in failed], now)
         finally:
             for note in notes:
                 await self._post(rollout, note)
+
+    async def _carry_out(self, actions: Iterable[Action], done: Callable[[Done], None]) -> list[ClusterError]:
+        """Carry the actions out, and go on past those that the API server refuses: a name that somebody took must not
+        keep traffic where it is. Raises Unavailable and Conflict: then the world has to be looked at anew."""
+        refused: list[ClusterError] = []
+        for action in actions:
+            try:
+                await execute(self._around.cluster, [action], done=done)
+            except (NameTaken, Invalid, Forbidden) as error:
+                refused.append(error)
+        return refused
 
     async def _take_over(
         self, rollout: Object, spec: Spec, status: Status, memory: Memory, done: Callable[[Done], None]
@@ -273,17 +298,13 @@ class Reconciler:
 def read_status(rollout: Mapping[str, Any]) -> Status:
     """The status of an object.
 
-    Raises ValueError if it was written by something that this version does not understand: going on from a guess could
-    send traffic anywhere.
+    Raises UnreadableStatus if it was written by something that this version does not understand: going on from a guess
+    could send traffic anywhere.
     """
     try:
         return Status.from_wire(rollout.get("status") or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(
-            f"status.{where} can't be read ({first['msg']}): it was written by another version of the operator"
-        ) from error
+        raise UnreadableStatus("status", error) from error
 
 
 def _routed_since(status: Status, memory: Memory, now: float) -> float:
@@ -298,25 +319,24 @@ def _routed_since(status: Status, memory: Memory, now: float) -> float:
     return step.started_at
 
 
-def _acting_spec(spec: Spec | None, decision: Decision) -> Spec | None:
+def _parse(rollout: Object, generation: int) -> Parsed:
+    spec, problems = parse(rollout)
+    if spec is None:
+        wrong = "; ".join(str(one) for one in problems[:3])
+        return Parsed(generation, None, Problem(Reason.INVALID_SPEC, wrong))
+    return Parsed(generation, spec, None)
+
+
+def _acting_spec(spec: Spec | None, status: Status, memory: Memory) -> Spec | None:
     """The spec that effects follow: the accepted one, with the template when the object has it."""
-    accepted = decision.status.accepted
-    if accepted is None:
-        return None
-    old = Spec.from_wire(accepted)
-    if spec is None or spec.without_template() != accepted:
-        return old
-    return spec
-
-
-def _backs_off(memory: Memory, now: float) -> bool:
-    return memory.contested_by(now) is not None and now - memory.reverts[-1] < RETRY_CONTESTED
+    if spec is not None and status.accepted == spec.without_template():
+        return spec
+    return memory.read_accepted(status.accepted)
 
 
 def _next_round(decision: Decision, memory: Memory, now: float) -> float | None:
     times = [time for time in (decision.requeue_at, memory.next_poll or None) if time is not None]
     if memory.checked is not None and now < memory.checked.again_at < float("inf"):
         times.append(memory.checked.again_at)
-    if memory.contested_by(now):
-        times.append(memory.reverts[-1] + RETRY_CONTESTED)
+    times += [time for time in (memory.contest_changes_at(now), memory.refused_until) if time is not None]
     return max(0.0, min(times) - now) + 0.005 if times else None

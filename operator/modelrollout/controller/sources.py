@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..api.conditions import Reason
 from ..api.revision import hash_revision
 from ..api.spec import Spec
 from ..api.status import Status
-from ..api.validate import parse
 from ..cluster.kinds import SERVICE, Kind, Object
 from ..cluster.references import References
 from ..cluster.store import Key, Store
@@ -52,15 +50,16 @@ class Sources:
         """The rollout is gone."""
         self._references.forget(key)
 
-    async def read(self, key: Key, rollout: Object, status: Status) -> Source:
-        """What the object asks for, once all that it names is in the store. Raises the errors of `cluster.errors`."""
-        spec, problems = parse(rollout)
-        fallback = Spec.from_wire(status.accepted) if status.accepted else None
-        known = [one for one in (spec, fallback) if one is not None]
-        await self._refer(key, known, status)
+    async def read(
+        self, key: Key, rollout: Object, spec: Spec | None, fallback: Spec | None, status: Status
+    ) -> Source:
+        """What the object asks for by its spec (None: it can't be read), once all that this names is in the store.
+
+        Raises the errors of `cluster.errors`.
+        """
+        await self._refer(key, [one for one in (spec, fallback) if one is not None], status)
         if spec is None:
-            text = "; ".join(str(one) for one in problems[:3])
-            return Source(None, fallback, "", Problem(Reason.INVALID_SPEC, text))
+            return Source(None, fallback, "", None)
         spec, problem = filled_in(spec, lambda kind, name: self._find(key, kind, name), track=self._track)
         if problem is not None:
             return Source(spec, fallback, "", problem)

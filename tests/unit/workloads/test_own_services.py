@@ -10,6 +10,7 @@ from modelrollout.api.conditions import Reason
 from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
 from modelrollout.api.status import Phase, RevisionStatus, Status, Weights
+from modelrollout.cluster.actions import Create
 from modelrollout.traffic import route_actions, router_of
 from modelrollout.workloads import Children, observe, workload_actions
 from modelrollout.workloads.own_services import (
@@ -79,7 +80,7 @@ def seen(*records: Object, pods: dict[str, tuple[str, ...]] | None = None) -> Ch
 
 
 def serving(revision: str, phase: Phase = Phase.HEALTHY, **roles: str) -> Status:
-    others = {role: RevisionStatus(revision=named) for role, named in roles.items()}
+    others = {role: RevisionStatus(revision=named, desired=1) for role, named in roles.items()}
     return Status(
         phase=phase, stable=RevisionStatus(revision=revision), weights=Weights(stable=100), **others
     )
@@ -213,9 +214,9 @@ def test_records_and_the_route_are_all_that_is_written() -> None:
     )
     children = bind(rollout, spec, status, seen(PAST[0]))
     made = workload_actions(rollout, spec, status, children, NOW)
-    assert [(action.obj["kind"], action.obj["data"]["service"]) for action in made] == [  # type: ignore[union-attr]
-        ("ControllerRevision", "fraud-v2")
-    ]
+    new = [action.obj for action in made if isinstance(action, Create)]
+    assert [(obj["kind"], obj["data"]["service"]) for obj in new] == [("ControllerRevision", "fraud-v2")]
+    assert {action.obj["kind"] for action in made} == {"ControllerRevision"}  # type: ignore[union-attr]
     (route,) = route_actions(rollout, spec, status, children, NOW)
     (rule,) = route.obj["spec"]["rules"]  # type: ignore[union-attr]
     assert {ref["name"]: ref["weight"] for ref in rule["backendRefs"]} == {"fraud-v1": 90, "fraud-v2": 10}
