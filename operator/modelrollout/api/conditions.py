@@ -193,6 +193,8 @@ class EventReason(_Documented):
     INVALID = "Invalid", "The spec can't be acted on."
     PAUSED = "Paused", "Weight and clock are held."
     RESUMED = "Resumed", "The rollout goes on."
+    UNDONE = "Undone", "A stored revision was asked for in place of the one that the spec names."
+    RESTARTED = "Restarted", "All pods of a revision are made anew, one after the other."
     DRIFT_CORRECTED = "DriftCorrected", "A child object was changed by someone else and was put right."
     TAKEN_OVER = "TakenOver", "The Deployment whose template is used was scaled to 0: its work is done here."
     SCALED_UP_AGAIN = (

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 from .spec import GROUP
 from .status import RequestsStatus
 
-Verb = Literal["abort", "pause", "resume", "approve", "promote", "retry"]
+Verb = Literal["abort", "pause", "resume", "approve", "promote", "retry", "undo", "restart"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
 """In the order in which simultaneous requests are looked at: what takes traffic away comes first."""
 

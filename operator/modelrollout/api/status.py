@@ -198,6 +198,22 @@ class RequestsStatus(Model):
     retry: str | None = Field(None, description="Last handled value of modelrollout.dev/retry.")
     pause: str | None = Field(None, description="Last handled value of modelrollout.dev/pause.")
     resume: str | None = Field(None, description="Last handled value of modelrollout.dev/resume.")
+    undo: str | None = Field(None, description="Last handled value of modelrollout.dev/undo.")
+    restart: str | None = Field(None, description="Last handled value of modelrollout.dev/restart.")
+
+
+class UndoStatus(Model):
+    """A stored revision that was asked for in place of the one that the spec names."""
+
+    revision: str = Field(description="The revision.")
+    over: str = Field(description="The revision that the spec names; when it names another, this ends.")
+
+
+class RestartStatus(Model):
+    """When somebody asked for all pods of a revision anew."""
+
+    revision: str = Field(description="The revision.")
+    at: Time = Field(description="When it was asked for.")
 
 
 class Condition(Model):
@@ -233,6 +249,10 @@ class Status(Model):
         default_factory=list, description="Revisions that lose their pods.", max_length=64
     )
     rejected: Rejected | None = Field(None, description="The revision that was rolled back.")
+    undo: UndoStatus | None = Field(None, description="A stored revision that is asked for by request.")
+    restarted: list[RestartStatus] = Field(
+        default_factory=list, description="Restarts by request of revisions that have pods.", max_length=8
+    )
     capacity_at_start: int | None = Field(
         None, description="Pods that carry all traffic, when the attempt started."
     )

@@ -27,6 +27,7 @@ from ..decision.decide import decide
 from ..decision.types import Decision, Event, Judgement, Observation, RouteView, Timing, Wish
 from ..traffic import route_actions, router_of
 from ..workloads import Children, Problem, observe, pinned, workload_actions
+from ..workloads.children import revision_of
 from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
 from .acceptance import Acceptance
 from .commit import worth_committing
@@ -121,6 +122,7 @@ class Reconciler:
             name=metadata["name"],
             generation=int(metadata.get("generation") or 0),
             revision=source.revision,
+            written=source.written,
             spec=None if problem else spec,
             fallback=source.fallback,
             reason=problem.reason if problem else None,
@@ -157,7 +159,13 @@ class Reconciler:
                 for name, view in revisions.items()
             }
         first = self._around.sources.pinned(spec, status)
-        return Observation(revisions=revisions, route=route, pinned=first or pinned(rollout, spec, children))
+        records = children.controller_revisions.values()
+        return Observation(
+            revisions=revisions,
+            route=route,
+            stored=frozenset(revision for obj in records if (revision := revision_of(obj))),
+            pinned=first or pinned(rollout, spec, children),
+        )
 
     async def _commit(
         self, rollout: Object, before: Status, decision: Decision, memory: Memory, now: float

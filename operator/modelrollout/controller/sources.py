@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..api.revision import hash_revision
-from ..api.spec import Spec
+from ..api.spec import ModelSource, Spec
 from ..api.status import Status
 from ..cluster.kinds import SERVICE, Kind, Object
 from ..cluster.references import References
 from ..cluster.store import Key, Store
 from ..workloads import Children, Problem
-from ..workloads.children import name_in, pod_names
+from ..workloads.children import child_name, name_in, pod_names
 from ..workloads.own_services import (
     bind,
     first_pinned,
@@ -35,6 +35,7 @@ class Source:
     fallback: Spec | None  # as last accepted
     revision: str
     problem: Problem | None
+    written: str = ""  # the revision that the spec itself names, where a request named another
 
 
 class Sources:
@@ -64,8 +65,9 @@ class Sources:
         if problem is not None:
             return Source(spec, fallback, "", problem)
         if spec.workload.services is None:
-            problem = switched(spec, status, Children.from_store(self._store.children(*key)))
-            return Source(spec, fallback, hash_revision(spec), problem)
+            children = Children.from_store(self._store.children(*key))
+            written, problem = hash_revision(spec), switched(spec, status, children)
+            return _undone(Source(spec, fallback, written, problem, written), rollout, status, children)
         children = self.children(key, rollout, [spec], status)
         revision, problem = named_revision(rollout, spec, status, children)
         problem = switched(spec, status, children) or problem or services_problem(spec, status, children)
@@ -115,3 +117,20 @@ class Sources:
 
     def _find(self, key: Key, kind: Kind, name: str) -> Object | None:
         return self._store.get(kind, key.namespace, name)
+
+
+def _undone(source: Source, rollout: Object, status: Status, children: Children) -> Source:
+    """The stored revision that somebody asked for, as long as the spec names the same one as then."""
+    undo, spec = status.undo, source.spec
+    if undo is None or spec is None or undo.over != source.written:
+        return source
+    record = children.controller_revisions.get(child_name(rollout, undo.revision))
+    roles = (status.stable, status.candidate, status.previous)
+    if record is None and not any(role is not None and role.revision == undo.revision for role in roles):
+        return source
+    model = ModelSource.from_wire(((record or {}).get("data") or {}).get("model") or {})
+    workload = spec.workload.model_copy(
+        update={"template": {}}
+    )  # its record has the one that it was made with
+    spec = spec.model_copy(update={"model": model, "workload": workload})
+    return replace(source, spec=spec, revision=undo.revision)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..api.conditions import EventReason, Reason
 from ..api.spec import Spec
-from ..api.status import PauseStatus, Phase, Status
+from ..api.status import PauseStatus, Phase, RestartStatus, Status, UndoStatus
 from .capacity import goal, needed, set_sizes, set_weights
 from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
 from .clocks import set_clocks
@@ -160,7 +160,7 @@ def _enter(round: Round) -> Round:
 
 
 def apply_requests(round: Round) -> Round:
-    """The round with what approve, pause and resume ask for."""
+    """The round with what approve, pause, resume, undo and restart ask for."""
     if "approve" in round.asked:
         round = round.put_step(approved=True)
     if "pause" in round.asked and round.status.pause is None:
@@ -172,7 +172,36 @@ def apply_requests(round: Round) -> Round:
             round = round.put(deadline_at=None, deadline_left=round.spec.analysis.deadline)
         if pause.reason == Reason.TRAFFIC_MISMATCH:
             round = round.put(split_off_since=None)
-    return _resume_watch(round)
+    return _resume_watch(_restart(_undo(round)))
+
+
+def _undo(round: Round) -> Round:
+    """The round with the revision that is asked for in place of the spec's. It is what `Wish.revision` names from the next
+    round on; and it ends when the spec names another one."""
+    asked, undo, written = round.asked.get("undo"), round.status.undo, round.wish.written
+    if asked is None:
+        over = undo is not None and not round.frozen and written not in ("", undo.over)
+        return round.put(undo=None) if over else round
+    if asked.revision == written:
+        return round.put(undo=None).say(
+            EventReason.UNDONE, f"what the spec names, {written}, is asked for again"
+        )
+    why = f"{asked.revision} is asked for in place of {written}, until the spec names another revision"
+    return round.put(undo=UndoStatus(revision=asked.revision, over=written)).say(EventReason.UNDONE, why)
+
+
+def _restart(round: Round) -> Round:
+    """The round with restarts noted, and forgotten once their revision has no role any more."""
+    asked, status = round.asked.get("restart"), round.status
+    roles = {role.revision for role in (status.stable, status.candidate, status.previous) if role}
+    kept = [one for one in status.restarted if one.revision in roles]
+    if asked is not None:
+        kept = [one for one in kept if one.revision != asked.revision]
+        kept.append(RestartStatus(revision=asked.revision, at=round.now))
+        round = round.say(
+            EventReason.RESTARTED, f"the pods of {asked.revision} are made anew, one after the other"
+        )
+    return round if kept == status.restarted else round.put(restarted=kept)
 
 
 def _resume_watch(round: Round) -> Round:

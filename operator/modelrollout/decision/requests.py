@@ -18,6 +18,8 @@ _PHASES = {
     "retry": (Phase.ROLLED_BACK,),
     "pause": (*_COMPARING, Phase.WATCHING),
     "resume": (*_COMPARING, Phase.WATCHING),
+    "undo": tuple(phase for phase in Phase if phase not in (Phase.PENDING, Phase.INVALID)),
+    "restart": tuple(phase for phase in Phase if phase is not Phase.INVALID),
 }
 
 
@@ -42,10 +44,14 @@ def read_requests(round: Round) -> Round:
 def _mismatch(round: Round, request: Request) -> str:
     """Why a request does not apply; empty if it does."""
     key, phase, status = annotation_of(request.verb), round.phase, round.status
-    if round.frozen and request.verb in ("promote", "retry"):
+    if round.frozen and request.verb in ("promote", "retry", "undo"):
         return f"{key}: nothing moves forward until the spec is accepted; put it right, then ask again"
     if phase not in _PHASES[request.verb]:
         return f"{key}: there is nothing to {request.verb} in phase {phase}"
+    if request.verb == "undo":
+        return _can_not_undo(round, key, request.revision)
+    if request.verb == "restart":
+        return _can_not_restart(round, key, request.revision)
     if phase == Phase.ROLLED_BACK:
         target = status.rejected.revision if status.rejected else None
     else:
@@ -58,4 +64,28 @@ def _mismatch(round: Round, request: Request) -> str:
         return f"{key}: there is no pause to resume from{held}"
     if request.verb == "approve" and request.step != round.step.id:
         return f"{key} names step {request.step}, but the current step is {round.step.id}: nothing was done"
+    return ""
+
+
+def _can_not_undo(round: Round, key: str, revision: str) -> str:
+    if round.spec.workload.services is not None:
+        return f"{key}: name the Service in spec.workload.services.candidate instead, whose pods are yours"
+    if revision == round.wish.revision:
+        return f"{key}: revision {revision} is what is asked for already"
+    if round.status.rejected is not None and revision == round.status.rejected.revision:
+        return f"{key}: revision {revision} was rolled back; try it again with {annotation_of('retry')}"
+    if revision != round.wish.written and revision not in round.seen.stored:
+        return (
+            f"{key}: there is no record of revision {revision} (revisionHistoryLimit says how many are kept)"
+        )
+    return ""
+
+
+def _can_not_restart(round: Round, key: str, revision: str) -> str:
+    if round.spec.workload.services is not None:
+        return f"{key}: the pods behind your Services are yours to restart"
+    roles = (round.status.stable, round.status.candidate, round.status.previous)
+    running = [role.revision for role in roles if role is not None and role.desired]
+    if revision not in running:
+        return f"{key} names revision {revision}, but pods have: {', '.join(running) or 'none'}"
     return ""

@@ -55,6 +55,7 @@ class Observation:
 
     revisions: Mapping[str, RevisionView] = field(default_factory=dict)
     route: RouteView = RouteView()
+    stored: frozenset[str] = frozenset()  # revisions of which a record is kept
     pinned: str | None = None  # the revision that Service `service.name` selects, if it is ours
 
     def of(self, revision: str | None) -> RevisionView:
@@ -115,13 +116,14 @@ class Wish:
     namespace: str
     name: str
     generation: int
-    revision: str  # hash of the spec; "" when it can't be computed
+    revision: str  # hash of the spec, or what a request undid it to; "" when it can't be computed
     spec: Spec | None  # None: not acceptable
     fallback: Spec | None = None  # the last accepted spec, with an empty template
     reason: Reason | None = None  # why it is not acceptable …
     problem: str = ""  # … and a sentence that names the field and the mend
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleting: bool = False
+    written: str = ""  # hash of the spec, whatever was asked for in its place; "": the same as `revision`
 
 
 @dataclass(frozen=True, slots=True)

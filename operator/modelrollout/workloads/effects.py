@@ -12,6 +12,7 @@ from typing import Any
 from ..api.revision import hash_revision
 from ..api.spec import Spec
 from ..api.status import Status
+from ..api.types import format_time
 from ..cluster.actions import Action, Apply, Create
 from ..cluster.kinds import REVISION_LABEL, SERVICE, Object, kind_of
 from .children import (
@@ -33,6 +34,7 @@ from .revisions import (
     controller_revision,
     deployment,
     pin_of,
+    restarted_at,
     root_service,
     service,
     sizes_by_revision,
@@ -53,7 +55,7 @@ def workload_actions(
     records, made = _records(rollout, spec, status, children, sizes)
     if spec.workload.services is not None:
         return [*made, *_pruned(rollout, spec, children, sizes)]
-    grow, shrink = _deployments(rollout, spec, children, sizes, records)
+    grow, shrink = _deployments(rollout, spec, status, children, sizes, records)
     return [
         *made,
         *_services(rollout, children, sizes, records),
@@ -160,6 +162,7 @@ def _services(
 def _deployments(
     rollout: Mapping[str, Any],
     spec: Spec,
+    status: Status,
     children: Children,
     sizes: Mapping[str, int],
     records: Mapping[str, Record],
@@ -172,13 +175,28 @@ def _deployments(
         live = children.deployments.get(child_name(rollout, revision))
         if live is None and size == 0:
             continue
-        wanted = deployment(rollout, spec, revision, record=record, replicas=size)
+        asked = next((one.at for one in status.restarted if one.revision == revision), None)
+        # What stands there stays: without it the pods would be made anew once more.
+        restarted = restarted_at(live) if asked is None else format_time(asked)
+        wanted = deployment(rollout, spec, revision, record=record, replicas=size, restarted_at=restarted)
         present = 0 if live is None else _replicas(live)
-        actions = ensure(
-            rollout, wanted, live, f"{size} pods, not {present}" if size != present else "fields"
-        )
+        why = f"{size} pods, not {present}" if size != present else "fields"
+        actions = ensure(rollout, wanted, live, why) or _restart(rollout, wanted, live, restarted)
         (shrink if size < present else grow).extend(actions)
     return grow, shrink
+
+
+def _restart(rollout: Mapping[str, Any], wanted: Object, live: Object | None, at: str | None) -> list[Action]:
+    """Values in templates are not compared, where the API server rewrites them; of this one it is the value that counts."""
+    if (
+        live is None
+        or deleting(live)
+        or ownership(rollout, live) is not Ownership.OURS
+        or at == restarted_at(live)
+    ):
+        return []
+    seen = wanted | {"metadata": wanted["metadata"] | {"uid": live["metadata"]["uid"]}}
+    return [Apply(seen, live["metadata"]["resourceVersion"], "all pods anew, as somebody asked")]
 
 
 def _replicas(live: Mapping[str, Any]) -> int:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..api.revision import hash_revision
-from ..api.spec import ModelSource, Spec
+from ..api.spec import GROUP, ModelSource, Spec
 from ..api.status import Status
 from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
 from .children import child_name, labels_for, owned
 
 DATA_VERSION = 1
+RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
 _DEPLOYMENT_DEADLINE = 600.0
 
 
@@ -125,9 +126,15 @@ def controller_revision(
 
 
 def deployment(
-    rollout: Mapping[str, Any], spec: Spec, revision: str, *, record: Record, replicas: int
+    rollout: Mapping[str, Any],
+    spec: Spec,
+    revision: str,
+    *,
+    record: Record,
+    replicas: int,
+    restarted_at: str | None = None,
 ) -> Object:
-    """The Deployment of a revision.
+    """The Deployment of a revision. Another `restarted_at` makes all its pods anew; it is no part of the revision.
 
     Its own deadline only sets a condition that nobody acts on; it is not shorter than ours. Pods that are replaced one
     by one (an evicted node) are never missing: maxUnavailable 0.
@@ -144,9 +151,24 @@ def deployment(
             "progressDeadlineSeconds": math.ceil(deadline),
             "selector": {"matchLabels": labels_for(rollout, revision)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
-            "template": record.template,
+            "template": _restarted(record.template, restarted_at),
         },
     }
+
+
+def _restarted(template: Mapping[str, Any], at: str | None) -> Mapping[str, Any]:
+    if at is None:
+        return template
+    metadata = template.get("metadata") or {}
+    annotations = (metadata.get("annotations") or {}) | {RESTARTED_ANNOTATION: at}
+    return {**template, "metadata": {**metadata, "annotations": annotations}}
+
+
+def restarted_at(live: Mapping[str, Any] | None) -> str | None:
+    """When somebody asked last for all pods of a Deployment anew, as it stands there."""
+    template = live["spec"]["template"] if live else {}
+    annotations = (template.get("metadata") or {}).get("annotations") or {}
+    return annotations.get(RESTARTED_ANNOTATION)
 
 
 def service(rollout: Mapping[str, Any], revision: str, *, record: Record) -> Object:
