@@ -18,9 +18,9 @@ def report(round: Round) -> Round:
     """The round with everything in its status that is for reading only."""
     status = round.status
     roles = [role for role in (status.stable, status.candidate, status.previous) if role]
-    at_rest = status.phase in (Phase.HEALTHY, Phase.ROLLED_BACK, Phase.PENDING, Phase.INVALID)
-    baseline_and_candidate = sum(role.ready for role in roles)
-    replicas = baseline_and_candidate if at_rest else min(round.capacity, baseline_and_candidate)
+    # What they are to have, not what is ready: an autoscaler whose target is met asks for just this number, and would
+    # take the pods away that are starting.
+    replicas = min(round.capacity, sum(role.desired for role in roles))
     round = round.put(
         observed_generation=round.wish.generation,
         message=_message(round)[:1024],
