@@ -412,6 +412,17 @@ async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
     assert "exceeded quota" in world.status["message"]
 
 
+async def test_a_metric_that_is_edited_out_is_shown_no_more() -> None:
+    world = await deployed()
+    world.apply("2", analysis={"metrics": [ERRORS, ERRORS | {"name": "again"}]})
+    await compared(world)
+    assert 'metric="again"' in world.exposition()
+    world.apply("2", analysis={"metrics": [ERRORS]})
+    await world.run(30)
+    assert 'metric="again"' not in world.exposition()
+    assert 'metric="errors"' in world.exposition()
+
+
 # Deletion
 
 
