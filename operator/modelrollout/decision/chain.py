@@ -371,7 +371,7 @@ def _unlooked(round: Round) -> bool:
 
 def _evidence_allows(round: Round, weight: int) -> bool:
     analysis, assessment = round.spec.analysis, round.judged.assessment
-    if assessment is None or (_gating(round) and assessment.settled_polls < 1):
+    if assessment is None:
         return False
     return may_advance(
         assessment,
@@ -408,13 +408,14 @@ def finished(round: Round) -> Round | None:
             Reason.PROGRESSING, "the promotion waits for an acceptable spec", step_runs=True, active_runs=True
         )
     if analysis.mode == "Off":
-        return promote(going, unproven=True, why="analysis.mode is Off")
+        return promote(going, unproven=True, why="analysis.mode is Off", reason=Reason.NOT_PROVEN)
     if proven(round):
         return promote(going, unproven=False, why=evidence_summary(round))
     polls = assessment.settled_polls if assessment else 0
     nothing_to_prove = not any(metric.gating and metric.kind != "guardrail" for metric in analysis.metrics)
     if nothing_to_prove and polls >= SETTLED_POLLS:
-        return promote(going, unproven=True, why="no gating metric carries an error bound")
+        why = "no gating metric carries an error bound"
+        return promote(going, unproven=True, why=why, reason=Reason.NOT_PROVEN)
     if round.status.unproven and not _unlooked(round):
         return promote(
             going, unproven=True, why="the deadline passed without proof", reason=Reason.INCONCLUSIVE
