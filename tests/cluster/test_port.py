@@ -482,6 +482,39 @@ async def test_list_says_what_each_item_is_and_honours_namespace_and_selector(gi
     assert nothing == []
 
 
+async def test_list_finds_the_one_of_a_name(given: Given):
+    for name in ("one", "two"):
+        await given.cluster.create(service(given, name))
+    items, _ = await given.cluster.list(SERVICE, given.namespace, name="two")
+    assert [item["metadata"]["name"] for item in items] == ["two"]
+
+
+@pytest.mark.parametrize("by", [{"name": "one"}, {"label_selector": "app=one"}], ids=["name", "selector"])
+async def test_a_watch_tells_what_becomes_of_what_was_listed_and_of_nothing_else(given: Given, by: Any):
+    await given.cluster.create(service(given, "one"))
+    _, version = await given.cluster.list(SERVICE, given.namespace, **by)
+    events = given.cluster.watch(SERVICE, given.namespace, resource_version=version, **by)
+
+    async def next_event() -> tuple[str, Object]:
+        async with asyncio.timeout(10):
+            async for what, obj in events:
+                if what != "BOOKMARK":
+                    return what, obj
+        raise AssertionError("the watch ended")
+
+    first = asyncio.create_task(next_event())
+    await asyncio.sleep(0)
+    await given.cluster.create(service(given, "two"))
+    await given.other(SERVICE, "one", lambda obj: obj["metadata"].update(annotations={"a": "b"}))
+    what, obj = await first
+    assert (what, obj["metadata"]["name"], obj["metadata"]["annotations"]) == ("MODIFIED", "one", {"a": "b"})
+    assert (obj["apiVersion"], obj["kind"]) == ("v1", "Service")
+    second = asyncio.create_task(next_event())
+    await asyncio.sleep(0)
+    await given.cluster.delete(SERVICE, given.namespace, "one")
+    assert (await second)[0] == "DELETED"
+
+
 async def events_of(given: Given) -> list[Object]:
     return (await given.cluster.list(EVENT, given.namespace))[0]
 
