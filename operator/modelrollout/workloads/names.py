@@ -75,6 +75,7 @@ def _claims(rollout: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 _REFERENCES: Mapping[str, tuple[str, ...]] = {
     "HTTPRoute": ("traffic", "httpRoute", "name"),
+    "GRPCRoute": ("traffic", "grpcRoute", "name"),
     "VirtualService": ("traffic", "istio", "virtualService", "name"),
     "Deployment": ("workload", "deploymentRef", "name"),
 }
