@@ -145,6 +145,8 @@ def _node(
 ) -> JsonObject:
     """One field: what pydantic wrote, without what structural schemas forbid."""
     written = _without_null(written)
+    if "patternProperties" in written:  # a pattern of keys, which no structural schema has
+        (written["additionalProperties"],) = written["patternProperties"].values()
     node: JsonObject = {}
     inner = _class_in(annotation)
     if inner is not None and issubclass(inner, Model):
