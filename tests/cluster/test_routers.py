@@ -213,6 +213,7 @@ class World:
         ]
         await execute(self.port, wanted)
         done = await execute(self.port, self.actions(status))
+        done += await execute(self.port, self.actions(status))  # what was restored is given back
         assert self.actions(status) == []
         return done
 
@@ -333,6 +334,23 @@ async def test_what_git_changes_in_the_middle_is_the_original_from_then_on(world
     assert world.rules() == wanted
 
 
+async def test_who_writes_the_manifest_meets_no_conflict_between_rollouts(world: World) -> None:
+    """With server-side apply, as Helm 4 does: without force a field that another manager owns is refused."""
+    client, path = world.lab.client, world.case.kind.path(world.namespace, "shop")
+    changed = copy.deepcopy(world.manifest)
+    changed["spec"][world.case.field][2]["name"] = "website"
+    await world.settle(world.step(90, 10))
+    with pytest.raises(KubeError) as refused:
+        client.patch(path, changed, kind="apply", fieldManager="helm")
+    assert refused.value.status == 409
+    assert '"modelrollout"' in str(refused.value)
+    await world.settle(world.step(100, 0))
+    managers = {entry["manager"] for entry in world.route()["metadata"]["managedFields"]}
+    assert "modelrollout" not in managers
+    client.patch(path, changed, kind="apply", fieldManager="helm")
+    assert world.rules()[2]["name"] == "website"
+
+
 async def test_a_write_on_what_was_not_seen_is_a_conflict(world: World) -> None:
     (action,) = world.actions(world.step(90, 10))
     path = world.case.kind.path(world.namespace, "shop")
@@ -356,7 +374,9 @@ async def test_the_finalizer_comes_first_and_goes_when_the_route_is_restored(wor
     await execute(world.port, release_actions(going, world.children()))
     assert world.written_by_the_user() == before
     assert client.find(path) is not None, "it waits until that is seen"
+    await execute(world.port, release_actions(going, world.children()))
     assert restorations(going, world.children()) == []
+    assert "modelrollout" not in {e["manager"] for e in world.route()["metadata"]["managedFields"]}
     await execute(world.port, release_actions(client.get(path), world.children()))
     assert client.find(path) is None
 

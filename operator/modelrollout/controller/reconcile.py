@@ -28,7 +28,7 @@ from ..decision.decide import decide
 from ..decision.types import Decision, Event, Observation, RouteView, Timing, Wish
 from ..evidence.state import dump
 from ..traffic import route_actions, router_of
-from ..workloads import Children, Problem, observe, pinned, workload_actions
+from ..workloads import Children, Problem, observe, pinned, referred, workload_actions
 from .acceptance import Acceptance
 from .commit import worth_committing
 from .judge import Judge
@@ -78,7 +78,7 @@ class Reconciler:
         memory = self._memories.of(key, str(rollout["metadata"]["uid"]))
         status = read_status(rollout)
         now = around.now()
-        self._refer(rollout, status, key)
+        self._refer(rollout, key)
         children = self._children(key)
         spec, wish = await self._wish(rollout, status, children, memory)
         seen = self._observe(rollout, spec or wish.fallback, status, children, memory, now)
@@ -96,13 +96,10 @@ class Reconciler:
         self._show(key, decision)
         return _next_round(decision, memory, around.now())
 
-    def _refer(self, rollout: Object, status: Status, key: Key) -> None:
+    def _refer(self, rollout: Object, key: Key) -> None:
         """Say which objects of the user's the rollout depends on, by its spec and by the one that it acts on."""
-        specs = [parse(rollout)[0], Spec.from_wire(status.accepted) if status.accepted else None]
-        named = [router_of(spec).reference(spec) for spec in specs if spec is not None]
-        self._around.store.refer(
-            key, {Ref(kind.kind, key.namespace, name) for kind, name in filter(None, named)}
-        )
+        refs = {Ref(kind, key.namespace, name) for kind, name in referred(rollout)}
+        self._around.store.refer(key, refs)
 
     def _children(self, key: Key) -> Children:
         store = self._around.store
@@ -111,6 +108,7 @@ class Reconciler:
     async def _release(self, rollout: Object, key: Key) -> None:
         """Restore what is the user's, then let the ModelRollout go. Raises the errors of `cluster.errors`."""
         cluster, store = self._around.cluster, self._around.store
+        self._refer(rollout, key)
 
         def done(result: Done) -> None:
             # Not the ModelRollout: it may be gone before its last answer arrives.
@@ -118,7 +116,7 @@ class Reconciler:
                 store.wrote(result.obj)
 
         try:
-            for _ in range(2):  # restore, and let go
+            for _ in range(3):  # restore, give back, and let go
                 await execute(cluster, release_actions(rollout, self._children(key)), done=done)
         except (Forbidden, Invalid, NotFound) as error:
             _log.warning("%s/%s: what is the user's can't be restored, letting go: %s", *key, error)

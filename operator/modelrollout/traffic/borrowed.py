@@ -23,6 +23,8 @@ from ..api.spec import Spec
 from ..api.status import Status
 from ..cluster.actions import Action, JsonPatch
 from ..cluster.kinds import REVISION_LABEL, STEERED_BY_ANNOTATION, Kind, Object
+from ..cluster.managed_fields import fields_of
+from ..cluster.port import FIELD_MANAGER
 from ..workloads import Children, Ownership, Problem, last_writer, ownership, record_of
 from ..workloads.children import child_name, deleting, name_in, steered_by
 from ..workloads.observation import answering, ready_pods
@@ -233,12 +235,14 @@ class BorrowedRouter:
             view = _View(self._shape, rollout, live, _root(rollout, spec))
             wanted = self._wanted(view, spec, status, children)
             patch = view.patch(wanted, spec) if wanted is not None else None
-            actions += [patch] if patch else []
+            actions += [patch] if patch else self._give_back([live])
         return actions
 
     def retire(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
-        """Restore whatever is still steered."""
-        return self._restorations(rollout, self._steered(rollout, children))
+        """Restore whatever is still steered, then give up what the API server holds us for the owner of."""
+        restored = self._restorations(rollout, self._steered(rollout, children))
+        routes = [obj for (kind, _), obj in children.borrowed.items() if kind == self._shape.kind.kind]
+        return restored or self._give_back(routes)
 
     def release(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
         """The same: the route outlives the ModelRollout."""
@@ -252,6 +256,14 @@ class BorrowedRouter:
             if not deleting(obj)
         ]
         patches = (view.patch(_Wanted(), None) for view in views)
+        return [patch for patch in patches if patch is not None]
+
+    def _give_back(self, routes: Sequence[Object]) -> list[Action]:
+        """Give up the ownership of rules that stand as the user wrote them.
+
+        The API server would go on to hold us for their owner, and refuse the user's next server-side apply of other ones.
+        """
+        patches = (_disowning(self._shape, obj) for obj in routes if not deleting(obj))
         return [patch for patch in patches if patch is not None]
 
     def _steered(self, rollout: Mapping[str, Any], children: Children) -> list[Object]:
@@ -424,11 +436,6 @@ class _View:
         operations += _annotations(self.live, name_in(self.rollout), memory)
         if not operations:
             return None
-        metadata = self.live["metadata"]
-        guards = [
-            {"op": "test", "path": f"/metadata/{field}", "value": metadata[field]}
-            for field in ("uid", "resourceVersion")
-        ]
         weights = ", ".join(f"{one.service} {one.weight}" for one in wanted.backends)
         undone = self.touched(spec) and any(one["path"].startswith("/spec/") for one in operations)
         drift = f"spec.{self.shape.rules} (by {self.writer or 'another writer'})" if undone else ""
@@ -436,7 +443,7 @@ class _View:
             self.shape.kind,
             self.namespace,
             name_in(self.live),
-            (*guards, *operations),
+            (*_guards(self.live), *operations),
             f"weights {weights}" if weights else "the references that the user wrote",
             drift,
         )
@@ -531,6 +538,33 @@ class _View:
     def _is_ours(self, service: str) -> bool:
         rest = service.removeprefix(self._prefix)
         return rest != service and _REVISION.fullmatch(rest) is not None
+
+
+def _disowning(shape: Shape, live: Object) -> JsonPatch | None:
+    """The write that takes our entry out of the managedFields of a route that nobody steers; None if there is none."""
+    if steered_by(live):
+        return None
+    for index, entry in enumerate(live["metadata"].get("managedFields") or ()):
+        ours = entry.get("manager") == FIELD_MANAGER and entry.get("subresource") in (None, "")
+        if ours and f"f:{shape.rules}" in (fields_of(entry).get("f:spec") or {}):
+            path = f"/metadata/managedFields/{index}"
+            operations = (
+                *_guards(live),
+                {"op": "test", "path": f"{path}/manager", "value": FIELD_MANAGER},
+                {"op": "remove", "path": path},
+            )
+            return JsonPatch(
+                shape.kind, live["metadata"]["namespace"], name_in(live), operations, "give it back"
+            )
+    return None
+
+
+def _guards(live: Mapping[str, Any]) -> list[Object]:
+    """Operations that make a patch a conflict, if the object is not the one that was looked at."""
+    return [
+        {"op": "test", "path": f"/metadata/{field}", "value": live["metadata"][field]}
+        for field in ("uid", "resourceVersion")
+    ]
 
 
 def _root(rollout: Mapping[str, Any], spec: Spec) -> str:

@@ -3,7 +3,7 @@
 from .children import Children, Ownership, Problem, name_taken, ownership
 from .effects import ensure, name_problems, record_of, workload_actions
 from .fields import differences, differs, drift, foreign_manager, last_writer
-from .names import conflicts, needed_names, selector_overlap, template_labels
+from .names import conflicts, needed_names, referred, selector_overlap, template_labels
 from .observation import observe, pinned
 from .revisions import Record, dry_run_object, render_template
 
@@ -27,6 +27,7 @@ __all__ = [
     "ownership",
     "pinned",
     "record_of",
+    "referred",
     "render_template",
     "selector_overlap",
     "template_labels",

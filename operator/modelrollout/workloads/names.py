@@ -87,6 +87,11 @@ def _text(value: Any, *path: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def referred(rollout: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Kind and name of the objects that a ModelRollout names, read leniently: it may be an invalid one."""
+    return {claim for claim in _claims(rollout) if claim[0] in _REFERENCES}
+
+
 def selector_overlap(
     rollout: Mapping[str, Any],
     pod_labels: Mapping[str, str],

@@ -370,8 +370,11 @@ def test_between_rollouts_the_users_object_is_exactly_as_it_was(rig: Rig, mirror
     before = written_by_the_user(rig)
     mirroring(rig, mirror, (75, 25, 0))
     assert written_by_the_user(rig) != before
-    rig.bring((100, 0, 0), (4, 1, 0))
+    status = rig.bring((100, 0, 0), (4, 1, 0))
+    rig.write(status)
+    rig.report(rig, status)
     assert written_by_the_user(rig) == before
+    assert rig.actions(status) == []
 
 
 def test_the_original_comes_back_only_when_the_service_for_callers_has_followed(rig: Rig) -> None:
@@ -396,7 +399,12 @@ def test_before_the_rollout_is_gone_the_users_object_is_as_it_was(rig: Rig) -> N
     rig.rollout["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
     rig.server.run(restorations(rig.rollout, rig.server.children()))
     assert written_by_the_user(rig) == before
+    rig.server.run(restorations(rig.rollout, rig.server.children()))
     assert restorations(rig.rollout, rig.server.children()) == []
+    managers = [
+        entry["manager"] for entry in rig.server.get(rig.carrier, "fraud")["metadata"]["managedFields"]
+    ]
+    assert "modelrollout" not in managers
 
 
 def test_another_router_takes_over_from_what_was_restored(rig: Rig) -> None:

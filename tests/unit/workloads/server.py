@@ -111,7 +111,10 @@ class Server:
         moved = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
         for paths in self._owners[key].values():
             paths -= moved
-        self._owners[key].setdefault(("modelrollout", "Update"), set()).update(moved & after.keys())
+        left = {(entry["manager"], entry["operation"]) for entry in changed["metadata"]["managedFields"]}
+        self._owners[key] = {who: paths for who, paths in self._owners[key].items() if who in left}
+        if moved & after.keys():
+            self._owners[key].setdefault(("modelrollout", "Update"), set()).update(moved & after.keys())
         self._finish(key, changed=True)
 
     def accept(
