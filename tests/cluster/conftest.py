@@ -11,8 +11,10 @@ import yaml
 
 from lab.kube import KubeClient, KubeError
 from lab.lab import Lab
+from lab.operator import Operator
 from lab.process import wait_until
 from modelrollout.cluster.kinds import MODEL_ROLLOUT, NAMESPACE
+from tests.cluster.harness import SideBySide, World
 
 CRD = Path(__file__).resolve().parents[2] / "crds" / "modelrollouts.yaml"
 
@@ -23,6 +25,34 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with Lab(tmp_path_factory.mktemp("lab"), prometheus=False, gateway=False) as lab:
         _serve_model_rollouts(lab.client)
         yield lab
+
+
+@pytest.fixture(scope="session")
+def world(lab: Lab) -> Iterator[World]:
+    """Traffic, metrics and a gateway around the lab."""
+    world = World.around(lab)
+    yield world
+    world.stop()
+
+
+@pytest.fixture(scope="module")
+def operator(world: World) -> Iterator[Operator]:
+    """One operator for all tests of a module; afterwards no rollout is left for the next one."""
+    with Operator(world.lab, values=world.values) as running:
+        yield running
+        world.clear()
+
+
+@pytest.fixture(scope="module")
+def side_by_side(request: pytest.FixtureRequest, world: World, operator: Operator) -> Iterator[SideBySide]:
+    """The stories of this module that were chosen for this run, all of them running."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    parameters = [
+        item.callspec.params for item in items if item.module is request.module and hasattr(item, "callspec")
+    ]
+    running = SideBySide(world, [p["story"] for p in parameters if "story" in p])
+    yield running
+    running.close()
 
 
 @pytest.fixture

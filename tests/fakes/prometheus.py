@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,7 +135,7 @@ class FakePrometheus:
         """Listen on loopback."""
         handler = type("Handler", (_Handler,), {"owner": self})
         self._closing.clear()
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self._server = _Server(("127.0.0.1", self.port), handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self.port = self._server.server_address[1]
@@ -150,6 +151,11 @@ class FakePrometheus:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped and not started again."""
+        return self._closing.is_set()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -188,10 +194,10 @@ class FakePrometheus:
         with self._lock:
             self._fault.append(_Fault(mode, times, match, seconds))
 
-    def heal(self) -> None:
-        """Fail no more."""
+    def heal(self, match: str | None = None) -> None:
+        """Fail no more; with `match`, only queries that were failed by it."""
         with self._lock:
-            self._fault.clear()
+            self._fault[:] = [fault for fault in self._fault if match is not None and fault.match != match]
 
     def add_model(
         self,
@@ -350,12 +356,26 @@ def _matches(selector: Any, labels: Mapping[str, str]) -> bool:
     return True
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed in the middle of a request is nothing to write about."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     owner: FakePrometheus
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        """A server that was stopped answers on no connection that is still open either."""
+        if self.owner.stopped:
+            self.close_connection = True
+            return False
+        return super().parse_request()
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Self
 
 from lab.gateway import ADDRESS_ANNOTATION, GATEWAY_NAME, GATEWAY_NAMESPACE
@@ -124,8 +125,11 @@ class Rollout:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Make room for others; what failed stays to be looked at."""
         self._stack.close()
+        if kind is None:
+            self.lab.client.delete(self.path, missing_ok=True)
 
     def deploy(self) -> None:
         """The first deployment, and answers from it."""
@@ -246,6 +250,20 @@ class Rollout:
                 found[revision] = found.get(revision, 0) + 1
         return found
 
+    def ready_endpoints(self, service: str) -> list[int]:
+        """How many ready endpoints a Service with one slice had, from now on and after every change; it grows."""
+        found: list[int] = []
+
+        def see(kind: str, obj: Object) -> None:
+            found.append(sum(bool(one["conditions"]["ready"]) for one in obj["endpoints"] or []))
+
+        path = path_of("discovery.k8s.io/v1", "endpointslices", self.namespace)
+        labels = f"kubernetes.io/service-name={service}"
+        informer = Informer(self.lab.client, path, see, labelSelector=labels).start()
+        self._stack.callback(informer.stop)
+        informer.synced.wait(PATIENCE)
+        return found
+
     def steps(self) -> Iterator[tuple[int, Counts]]:
         """For each weight that was in force: the weight, and what was answered meanwhile.
 
@@ -273,7 +291,15 @@ class Rollout:
 
     def measured(self) -> str:
         """One line about the release, for whoever reads the test's output."""
-        return f"{self.name}: {self.outcome} {self.counts().by_version(status=None)} failed {self.failures()}"
+        entry = self.status["history"][0]
+        began, ended = (
+            datetime.fromisoformat(entry[name]) if name in entry else None
+            for name in ("startedAt", "endedAt")
+        )
+        seconds = f"{(ended - began).total_seconds():.0f} s" if began and ended else "not ended"
+        answers = self.counts().by_version(status=None)
+        why = f"{entry.get('reason')}: {entry.get('message')}"
+        return f"{self.name}: {entry.get('outcome')} ({why}) after {seconds}; answers {answers}, failed {self.failures()}"
 
 
 def resource_of(event: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,21 +19,19 @@ HOST = "fraud.example"
 _ROUTES = "gateway.networking.k8s.io/v1"
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A lab without Prometheus, with the Services blue and green (a model pod each) and empty (none)."""
-    with Lab(Path(tmp_path_factory.mktemp("lab")), prometheus=False) as running:
-        running.client.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-        for name in ("blue", "green"):
-            running.client.apply(deployment(name))
-        for name in ("blue", "green", "empty"):
-            running.client.apply(service(name))
-        set_weights(running, blue=1, green=1)
-        with Load(running.gateway_url, HOST, rate=50.0) as load:
-            wait_until(
-                lambda: len(load.counts().by_version()) == 2, timeout=30.0, what="answers of both models"
-            )
-        yield running
+@pytest.fixture(scope="module", autouse=True)
+def services(lab: Lab) -> Iterator[None]:
+    """The Services blue and green (a model pod each) and empty (none)."""
+    lab.client.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    for name in ("blue", "green"):
+        lab.client.apply(deployment(name))
+    for name in ("blue", "green", "empty"):
+        lab.client.apply(service(name))
+    set_weights(lab, blue=1, green=1)
+    with Load(lab.gateway_url, HOST, rate=50.0) as load:
+        wait_until(lambda: len(load.counts().by_version()) == 2, timeout=30.0, what="answers of both models")
+    yield
+    lab.client.delete(path_of("v1", "namespaces", None, NAMESPACE))
 
 
 @pytest.fixture
@@ -223,7 +220,7 @@ def test_statuses_are_written_only_when_they_change(lab: Lab) -> None:
 def test_a_killed_envoy_comes_back_on_its_port(lab: Lab, load: Load) -> None:
     set_weights(lab, blue=1)
     await_answers(load, 20)
-    lab._gateway.envoy.process.kill()
+    lab.gateway.envoy.process.kill()
     before = load.counts()
     wait_until(
         lambda: load.counts().since(before).by_version().get("blue", 0) >= 20,

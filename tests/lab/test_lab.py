@@ -17,18 +17,18 @@ import pytest
 from lab.kube import Informer, KubeClient, KubeError, path_of
 from lab.lab import ROOT, Lab, read_owner
 from lab.process import Keeper, LabError, Process, is_alive, wait_until
+from tests.lab.conftest import TINY
 
 Object = dict[str, Any]
-SERVER = Path(__file__).with_name("tiny_server.py")
 NAMESPACE = "lab-test"
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    images = {"lab/tiny": (sys.executable, str(SERVER)), "lab/pause": None}
-    with Lab(tmp_path_factory.mktemp("lab"), gateway=False, images=images, scrape_interval=0.5) as running:
-        running.client.create(path_of("v1", "namespaces"), {"metadata": {"name": NAMESPACE}})
-        yield running
+@pytest.fixture(scope="module", autouse=True)
+def namespace(lab: Lab) -> Iterator[None]:
+    """The namespace of these tests, and its end: some of what is in it crashes for ever."""
+    lab.client.create(path_of("v1", "namespaces"), {"metadata": {"name": NAMESPACE}})
+    yield
+    lab.client.delete(path_of("v1", "namespaces", None, NAMESPACE))
 
 
 def pod_template(image: str = "lab/tiny:1", mode: str = "", **container: Any) -> Object:
@@ -301,22 +301,23 @@ def test_a_second_lab_in_the_same_folder_attaches(lab: Lab) -> None:
         Lab(lab.folder).down()
 
 
-def test_a_cluster_survives_going_down_and_up(lab: Lab) -> None:
-    deploy(lab, "surviving", pod_template())
-    await_ready(lab, "surviving")
-    (before,) = pods(lab, "surviving")
-    lab.down()
-    lab.up()
+def test_a_cluster_survives_going_down_and_up(tmp_path: Path) -> None:
+    images = {"lab/tiny": (sys.executable, str(TINY))}
+    with Lab(tmp_path, prometheus=False, gateway=False, images=images) as lab:
+        lab.client.create(path_of("v1", "namespaces"), {"metadata": {"name": NAMESPACE}})
+        deploy(lab, "surviving", pod_template())
+        await_ready(lab, "surviving")
+        (before,) = pods(lab, "surviving")
+        lab.down()
+        lab.up()
+        wait_until(lambda: serves_again(lab), timeout=30, what="the pod's new process")
+        (after,) = pods(lab, "surviving")
+        assert after["metadata"]["uid"] == before["metadata"]["uid"]
+        assert answer(after)["args"] == []
 
-    def serves_again() -> bool:
-        return [(status["restartCount"], status["ready"]) for status in statuses(lab, "surviving")] == [
-            (1, True)
-        ]
 
-    wait_until(serves_again, timeout=30, what="the pod's new process")
-    (after,) = pods(lab, "surviving")
-    assert after["metadata"]["uid"] == before["metadata"]["uid"]
-    assert answer(after)["args"] == []
+def serves_again(lab: Lab) -> bool:
+    return [(one["restartCount"], one["ready"]) for one in statuses(lab, "surviving")] == [(1, True)]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

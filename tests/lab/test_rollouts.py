@@ -7,13 +7,17 @@ load, which knows the version behind every answer, or read from the API server's
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from lab.kube import path_of
-from lab.lab import Lab
+from lab.lab import Lab, read_state
 from lab.operator import Operator
+from lab.process import wait_until
 from tests.lab.rollouts import (
     ENDPOINTS_USER,
     ERRORS,
@@ -69,7 +73,7 @@ def assert_split(rollout: Rollout, version: str, wanted: list[int]) -> None:
         total, share = sum(answers.values()), weight / 100
         # What was under way when a step began is of the step before it.
         bound = 5 * math.sqrt(total * share * (1 - share)) + 3
-        assert total >= 50, f"{weight} %: only {total} answers"
+        assert total >= 200, f"{weight} %: only {total} answers"
         assert abs(answers.get(version, 0) - total * share) <= bound, f"{weight} %: {answers}"
 
 
@@ -84,7 +88,9 @@ def assert_in_order(wanted: list[str], found: list[str]) -> None:
 
 
 def a_better_model_is_promoted_and_no_request_fails(lab: Lab) -> None:
-    with Rollout(lab, "better", rate=30, analysis={"metrics": [ERRORS, QUALITY, LATENCY]}) as rollout:
+    steps = [{"weight": 20, "duration": "10s"}, {"weight": 50, "duration": "5s"}]
+    changes = {"strategy": {"canary": {"steps": steps}}, "analysis": {"metrics": [ERRORS, QUALITY, LATENCY]}}
+    with Rollout(lab, "better", rate=60, **changes) as rollout:
         rollout.deploy()
         rollout.release("v2", "models/better")
         rollout.wait_end()
@@ -212,27 +218,22 @@ def three_revisions_in_a_row_end_with_the_last(lab: Lab) -> None:
             ("three v1", "Promoted"),
         ]
         assert rollout.failures() == {}
-        rollout.wait(lambda seen: not seen.status.get("retiring"), "the end of the old pods")
-        deployments = lab.client.list(path_of("apps/v1", "deployments", rollout.namespace))
-        sizes = {one["metadata"]["name"]: one["spec"]["replicas"] for one in deployments}
-        serving = f"three-{rollout.status['stable']['revision']}"
-        assert sizes[serving] == 2
-        assert sum(sizes.values()) == 2
+        wait_until(lambda: sizes(rollout) == [2], timeout=60, what="the end of the old Deployments")
+        assert len(rollout.pods(rollout.status["stable"]["revision"])) == 2
+
+
+def sizes(rollout: Rollout) -> list[int]:
+    """Replicas of the Deployments that have any."""
+    deployments = rollout.lab.client.list(path_of("apps/v1", "deployments", rollout.namespace))
+    return [one["spec"]["replicas"] for one in deployments if one["spec"]["replicas"]]
 
 
 def killed_candidate_pods_lose_their_traffic_and_get_it_back(lab: Lab) -> None:
     steps = [{"weight": 50, "duration": "20s"}]
     with Rollout(lab, "killed", strategy={"canary": {"steps": steps}}) as rollout:
         rollout.deploy()
-        # Slow to come back, so that what is ordered below does not depend on this machine's speed.
-        rollout.release("v2", "models/slow-start", environment={"SLOW_START_SECONDS": "8"})
-        rollout.wait(lambda seen: bool((seen.status.get("step") or {}).get("startedAt")), "the step")
-        rollout.wait_answers(20, "v2")
-        service = f"killed-{rollout.status['candidate']['revision']}"
-        mark = len(lab.audit_events())
-        for pod in rollout.pods(rollout.status["candidate"]["revision"]):
-            lab.kill_pod(rollout.namespace, pod["metadata"]["name"])
-        rollout.wait(lambda seen: seen.weight == 0, "the loss of the weight")
+        release_slow_starter(rollout)
+        service, mark = kill_candidate(rollout)
         rollout.wait(lambda seen: seen.weight == 50, "the weight's return")
         failed = rollout.failures()
         rollout.wait_end()
@@ -240,7 +241,29 @@ def killed_candidate_pods_lose_their_traffic_and_get_it_back(lab: Lab) -> None:
         assert_weight_goes_with_the_pods(rollout, service, mark)
         assert rollout.outcome == ("Promoted", "ProvenHarmless")
         assert rollout.failures() == failed
-        assert sum(failed.values()) <= 25
+        assert sum(failed.values()) <= 40
+
+
+def release_slow_starter(rollout: Rollout) -> None:
+    """A model whose pods are slow to come back, so that what is ordered does not depend on this machine's speed."""
+    rollout.release("v2", "models/slow-start", environment={"SLOW_START_SECONDS": "8"})
+    rollout.wait(step_runs, "the step")
+    rollout.wait_answers(20, "v2")
+
+
+def step_runs(seen: Seen) -> bool:
+    """Whether the step's weight is in force."""
+    return bool((seen.status.get("step") or {}).get("startedAt"))
+
+
+def kill_candidate(rollout: Rollout) -> tuple[str, int]:
+    """Kill the candidate's processes and wait for the loss of its weight; its Service, and where the audit log was."""
+    lab, revision = rollout.lab, rollout.status["candidate"]["revision"]
+    mark = len(lab.audit_events())
+    for pod in rollout.pods(revision):
+        lab.kill_pod(rollout.namespace, pod["metadata"]["name"])
+    rollout.wait(lambda seen: seen.weight == 0, "the loss of the weight")
+    return f"{rollout.name}-{revision}", mark
 
 
 def assert_weight_goes_with_the_pods(rollout: Rollout, service: str, mark: int) -> None:
@@ -277,30 +300,57 @@ TOGETHER: list[Story] = [
 # While Prometheus is away, and where it is not needed
 
 
+# Only one story at a time breaks Prometheus.
+PROMETHEUS = threading.Lock()
+
+
 def without_prometheus_a_release_is_held_and_then_finished(lab: Lab) -> None:
     steps = [{"weight": 50, "duration": "10s"}]
     with Rollout(lab, "blind", strategy={"canary": {"steps": steps}}) as rollout:
         rollout.deploy()
-        rollout.release("v2", "models/better")
-        rollout.wait(lambda seen: bool((seen.status.get("step") or {}).get("startedAt")), "the step")
-        rollout.wait_answers(20, "v2")
-        lab.stop_prometheus()
-        try:
-            rollout.wait(away, "the notice that metrics are away")
-            rollout.wait_answers(200)
-            held = rollout.timeline[-1]
-        finally:
-            lab.start_prometheus()
+        with PROMETHEUS:
+            rollout.release("v2", "models/better")
+            rollout.wait(step_runs, "the step")
+            rollout.wait_answers(20, "v2")
+            lab.stop_prometheus()
+            try:
+                rollout.wait(away, "the notice that metrics are away")
+                rollout.wait_answers(200)
+                held = rollout.timeline[-1]
+            finally:
+                lab.start_prometheus()
         rollout.wait_end()
         print(rollout.measured())
         assert (held.phase, held.weight, away(held)) == ("Progressing", 50, True)
         assert "endsAt" not in held.status["step"]
         assert rollout.outcome == ("Promoted", "ProvenHarmless")
         assert {seen.phase for seen in rollout.timeline}.isdisjoint({"RollingBack", "RolledBack", "Paused"})
-        assert_in_order(
-            ["MetricsUnavailable", "MetricsRestored", "Promoted"], [one for one, _ in rollout.events()]
-        )
+        events = [reason for reason, _ in rollout.events()]
+        assert_in_order(["MetricsUnavailable", "MetricsRestored", "Promoted"], events)
         assert rollout.failures() == {}
+
+
+def pods_do_not_wait_for_a_prometheus_that_hangs(lab: Lab) -> None:
+    steps = [{"weight": 50, "approval": True}]
+    with Rollout(lab, "hung", strategy={"canary": {"steps": steps}}) as rollout:
+        rollout.deploy()
+        release_slow_starter(rollout)
+        with PROMETHEUS:
+            state = read_state(lab.folder)
+            assert state is not None
+            os.kill(state["processes"]["prometheus"], signal.SIGSTOP)
+            try:
+                # Longer than a poll: the operator waits for an answer now.
+                rollout.wait_answers(60)
+                service, mark = kill_candidate(rollout)
+                wait_until(lambda: rollout.endpoints(service) != {}, timeout=60, what="the pods' return")
+            finally:
+                os.kill(state["processes"]["prometheus"], signal.SIGCONT)
+        # What is back gets its weight again only once it can be judged.
+        rollout.wait(lambda seen: seen.weight == 50, "the weight's return")
+        print(rollout.measured())
+        assert_weight_goes_with_the_pods(rollout, service, mark)
+        assert sum(rollout.failures().values()) <= 40
 
 
 def away(seen: Seen) -> bool:
@@ -318,7 +368,7 @@ def a_model_that_crashes_never_gets_a_request(lab: Lab) -> None:
         assert outcome == "RolledBack"
         assert reason in ("CandidateUnstable", "ProgressDeadlineExceeded")
         message = rollout.status["history"][0]["message"]
-        assert "CrashLoopBackOff" in message or "exit code 1" in message
+        assert "exited with code 1" in message
         assert exposure(rollout, "v2") == 0
         assert rollout.failures() == {}
 
@@ -362,6 +412,7 @@ def without_a_router_the_ratio_of_pods_is_the_split(lab: Lab) -> None:
         rollout.deploy()
         service = path_of("v1", "services", rollout.namespace, "ratio")
         old = rollout.status["stable"]["revision"]
+        ready = rollout.ready_endpoints("ratio")
         assert lab.client.get(service)["spec"]["selector"][f"{GROUP}/revision"] == old
         lab.client.patch(rollout.path, {"spec": {"model": {"version": "v2"}}})
         for baseline, candidate in ((3, 1), (2, 2)):
@@ -377,14 +428,20 @@ def without_a_router_the_ratio_of_pods_is_the_split(lab: Lab) -> None:
             assert f"{GROUP}/revision" not in lab.client.get(service)["spec"]["selector"]
             rollout.annotate("approve", f"{new}/{paused.status['step']['id']}")
         rollout.wait_end()
-        assert rollout.outcome == ("Promoted", "ProvenHarmless") or rollout.status["history"][0]["unproven"]
+        print(rollout.measured())
+        assert rollout.outcome[0] == "Promoted"
+        assert rollout.status["history"][0]["unproven"]
         assert rollout.status["stable"]["revision"] == new
         assert lab.client.get(service)["spec"]["selector"][f"{GROUP}/revision"] == new
         assert rollout.endpoints("ratio") == {new: 4}
+        # A pod more before a pod less: the capacity was there all the time.
+        print("ratio: ready endpoints over time", ready)
+        assert min(ready) >= 4
 
 
 APART: list[Story] = [
     without_prometheus_a_release_is_held_and_then_finished,
+    pods_do_not_wait_for_a_prometheus_that_hangs,
     a_model_that_crashes_never_gets_a_request,
     a_model_that_never_becomes_ready_never_gets_a_request,
     an_image_that_does_not_exist_is_named,

@@ -199,7 +199,7 @@ def test_every_block_says_what_it_is(document: Path) -> None:
     """A block without a language would be copied and never checked."""
     fences = re.findall(r"^```(.*)$", document.read_text(), re.MULTILINE)
     assert len(fences) % 2 == 0
-    assert set(fences[::2]) <= {"bash", "yaml", "text", "json", "python"}
+    assert set(fences[::2]) <= {"bash", "yaml", "text", "json", "python", "mermaid"}
 
 
 class TestOperations:

@@ -1,38 +1,49 @@
 """From Prometheus to a judgement: which pods are compared, when the next look is due, and what the evidence says.
 
 The statistics are in `evidence`, the reading of samples in `telemetry`; here they meet the rollout's phase, its pods and the
-clock. Looks happen at the pace of `analysis.interval`; a round in between judges the same evidence again.
+clock. Looks happen at the pace of `analysis.interval`; a round in between judges the same evidence again. A round never
+waits for a slow Prometheus, because pods that are gone must lose their traffic now: the look goes on, and the round that
+its end wakes learns from it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ..api.conditions import Reason
 from ..api.spec import Metric, Spec
-from ..api.status import Forecast, Phase, RevisionStatus, Status
+from ..api.status import Phase, RevisionStatus, Status
 from ..cluster.kinds import Object
+from ..cluster.store import Key
 from ..decision.types import Data, GuardrailReading, Judgement
 from ..evidence import split as splits
 from ..evidence.cuts import choose_cuts
-from ..evidence.engine import assess, begin, consume, load, raise_weight
+from ..evidence.engine import assess, begin, consume, raise_weight
 from ..evidence.phi import estimate
 from ..evidence.plan import Margin, MetricTest, Plan
 from ..evidence.poll import Arm, Poll
 from ..evidence.state import State
 from ..planning.preview import Past, preview
-from ..telemetry.history import PastPoll, read_history
+from ..telemetry.history import History, PastPoll, read_history
 from ..telemetry.queries import Queries, build_queries, check_queries
 from ..telemetry.sampler import Pace, Sample, Scope, next_poll, sample
 from ..telemetry.servers import Server, ServerSettings
 from ..telemetry.sides import Pod, Side, Sides
 from ..workloads import Children, Problem
 from ..workloads.children import child_name
-from .memory import Memory
+from .alarm import grow_alarms, raised
+from .memory import Answer, Look, Memory
+from .record import COMPARED, read_evidence
 
-COMPARED = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING)
+PATIENCE = (
+    0.05  # seconds that a round waits for the look that it begins: most answers come sooner, and save a round
+)
+LOOK_AGAIN = 15.0  # seconds after which an unfinished look is asked about, should its end wake nobody
+LATE = 30.0  # seconds after which a look without an answer counts as a failed one
 _AWAY = (Data.UNAVAILABLE, Data.NOT_SCRAPED)
 
 
@@ -67,8 +78,10 @@ class _Case:
 class Judge:
     """Judges all rollouts; it keeps nothing but connections."""
 
-    def __init__(self, servers: Mapping[str, Server]) -> None:
+    def __init__(self, servers: Mapping[str, Server], *, wake: Callable[[Key], None] | None = None) -> None:
+        """`wake` is told whose look has ended after its round did."""
         self._servers = servers
+        self._wake = wake or (lambda key: None)
 
     async def judge(
         self,
@@ -80,80 +93,59 @@ class Judge:
         now: float,
     ) -> Judgement:
         """What the metrics say now; it looks at Prometheus if a look is due. Never raises for what Prometheus does."""
-        case = self._case(rollout, spec, status, children, memory, now)
-        if case is None:
+        roles = _compared(spec, status)
+        if roles is None:
             memory.rest()
             return Judgement()
-        state = self._state(case, memory)
-        forecast = None
-        if now >= memory.next_poll:
-            if state.consumed is None:
-                state, forecast = await self._prepare(case, state, memory)
-            state = await self._look(case, state, memory)
+        if memory.attempt != status.attempt:
+            memory.begin_attempt(status.attempt)
+        read_evidence(status, memory)
+        server = self._servers.get(spec.analysis.prometheus)
+        if server is None or memory.unreadable:
+            return _blind(spec, status, memory, now)
+        case = _case(rollout, spec, status, children, memory, now, server=server, roles=roles)
+        state = begin(case.plan, memory.state)
+        due = now >= memory.next_poll or (memory.look is not None and memory.look.task.done())
+        answer = await self._ask(case, state, memory) if due else None
+        if answer is not None and answer.history is not None:
+            state = self._prepare(case, state, answer.found, answer.history, memory)
+        elif answer is not None:
+            state = self._learn(case, state, answer.found, memory)
         if state.raised_at is None and case.weight > 0:
             state = raise_weight(state, case.weight, now)
         memory.state = state
         assessment = assess(case.plan, state, weight=case.weight, rate=memory.judged.rate)
-        return replace(memory.judged, assessment=assessment, state=state, forecast=forecast)
+        return replace(memory.judged, assessment=assessment, state=state, alarm=raised(memory.alarms))
 
-    def _case(
-        self,
-        rollout: Object,
-        spec: Spec,
-        status: Status,
-        children: Children,
-        memory: Memory,
-        now: float,
-    ) -> _Case | None:
-        analysis = spec.analysis
-        server = self._servers.get(analysis.prometheus)
-        watching = status.phase == Phase.WATCHING
-        baseline = status.previous if watching else status.stable
-        candidate = status.stable if watching else status.candidate
-        if analysis.mode == "Off" or server is None or status.phase not in COMPARED:
+    async def _ask(self, case: _Case, state: State, memory: Memory) -> Answer | None:
+        """What a look at Prometheus says; None while it is under way. An answer to another question is not used."""
+        question = (case.plan, state.consumed)
+        if memory.look is not None and memory.look.question != question:
+            memory.end_look()
+        if memory.look is None:
+            task = asyncio.create_task(_look(case, state))
+            memory.look = Look(question, task, case.now)
+            await asyncio.wait({task}, timeout=PATIENCE)
+            if not task.done():
+                key = Key(case.scope.namespace, case.scope.name)
+                task.add_done_callback(lambda _: self._wake(key))
+        if not memory.look.task.done():
+            memory.next_poll = case.now + LOOK_AGAIN
+            if case.now >= memory.look.began + LATE:
+                waited = f"PrometheusTimedOut: no answer for {case.now - memory.look.began:.0f} s"
+                memory.judged = _away(memory.judged, case.status, waited, case.now)
             return None
-        if baseline is None or candidate is None:
-            return None
-        sides = Sides(
-            baseline=_side(rollout, baseline, children, memory),
-            candidate=_side(rollout, candidate, children, memory),
-            label=server.settings.pod_label if analysis.arms.label == "pod" else analysis.arms.label,
-        )
-        metadata = rollout["metadata"]
-        return _Case(
-            spec=spec,
-            status=status,
-            plan=_plan(spec, status.attempt, baseline.revision, candidate.revision),
-            baseline=baseline,
-            candidate=candidate,
-            weight=status.weights.stable if watching else status.weights.candidate,
-            scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
-            pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
-            server=server,
-            now=now,
-        )
+        ended, memory.look = memory.look, None
+        return ended.task.result()
 
-    def _state(self, case: _Case, memory: Memory) -> State:
-        """The evidence so far: from memory, else as committed; edits of the spec applied."""
-        if memory.attempt != case.status.attempt:
-            memory.begin_attempt(case.status.attempt)
-        known = memory.state
-        if known is None and case.status.evidence:
-            known = load(case.status.evidence)
-        return begin(case.plan, known)
-
-    async def _prepare(self, case: _Case, state: State, memory: Memory) -> tuple[State, Forecast | None]:
+    def _prepare(self, case: _Case, state: State, first: Sample, history: History, memory: Memory) -> State:
         """Before the first poll: latency bounds, clustering of errors, and the forecast, from the baseline's past."""
-        first = await sample(
-            case.server, case.queries(state), case.scope, case.pace, since=None, now=case.now
-        )
         self._note(case, first, memory)
         if first.cut is None:
             memory.next_poll = case.now + case.spec.analysis.interval
-            return state, None
-        state = self._with_cuts(case, state, first, memory)
+            return state
+        state = _with_cuts(case, state, first, memory.notes)
         queries = case.queries(state)
-        history = await read_history(case.server, queries, case.scope, case.pace, until=first.cut)
         top = max((step.weight for step in case.status.plan), default=50)
         split = {name: _as_rollout(past, top, _slo_at(state, name)) for name, past in history.metrics.items()}
         phi = {}
@@ -164,22 +156,26 @@ class Judge:
                 memory.notes[name] = found.note
         state = replace(begin(case.plan, state, phi=phi), consumed=first.cut)
         past = _past(history.metrics, queries, state, phi)
-        forecast = (
-            preview(case.spec, case.status.plan, case.plan, past) if past and case.status.plan else None
-        )
-        return state, forecast
+        if past and case.status.plan:
+            # Kept until the attempt ends: the round that it is made in may come to nothing.
+            forecast = preview(case.spec, case.status.plan, case.plan, past)
+            memory.judged = replace(memory.judged, forecast=forecast)
+        memory.next_poll = max(next_poll(first.cut, case.pace, case.now), case.now + 0.05)
+        return state
 
-    async def _look(self, case: _Case, state: State, memory: Memory) -> State:
-        if state.consumed is None:
-            return state
+    def _learn(self, case: _Case, state: State, found: Sample, memory: Memory) -> State:
+        """The evidence with the polls of a look."""
         queries = case.queries(state)
-        found = await sample(case.server, queries, case.scope, case.pace, since=state.consumed, now=case.now)
         if found.data is not Data.NONE:
             self._note(case, found, memory)
-            state = self._with_cuts(case, state, found, memory)
+            state = _with_cuts(case, state, found, memory.notes)
         polls = found.polls
         if _emergency(case):
             polls = tuple(Poll(poll.start, poll.end, {}) for poll in polls)
+        if _unopposed(case.status):
+            # However long the watch is held without being asked for, it lasts twice its duration at most.
+            horizon = math.ceil(2 * case.spec.watch.duration / case.pace.interval)
+            memory.alarms = grow_alarms(memory.alarms, case.plan, state, polls, horizon=horizon)
         state = consume(case.plan, state, polls)
         self._watch_split(case, queries, state, polls, memory)
         pause = case.spec.analysis.interval
@@ -192,32 +188,21 @@ class Judge:
             memory.next_poll = min(max(due, case.now + 0.05), case.now + 2 * pause)
         return state
 
-    def _with_cuts(self, case: _Case, state: State, found: Sample, memory: Memory) -> State:
-        """The state with latency bounds chosen, for metrics that have none yet."""
-        cuts = {}
-        for metric in case.spec.analysis.metrics:
-            buckets = found.past_buckets.get(metric.name)
-            if metric.latency is None or not buckets:
-                continue
-            cuts[metric.name], _, note = choose_cuts(buckets, metric.latency.slo)
-            if note:
-                memory.notes[metric.name] = note
-        return begin(case.plan, state, cuts=cuts) if cuts else state
-
     def _note(self, case: _Case, found: Sample, memory: Memory) -> None:
         """Remember what a look said, apart from its polls."""
-        before, status = memory.judged, case.status
-        away = found.data in _AWAY
-        since = before.outage_since if before.outage_since is not None else status.outage_since
-        failed = max(before.failed_polls, status.failed_polls)
-        memory.judged = Judgement(
+        before = memory.judged
+        guardrails = tuple(_readings(case.spec, found, memory.breaches))
+        memory.breaches = {reading.name: reading.breaches for reading in guardrails}
+        if found.data in _AWAY:
+            before = _away(before, case.status, found.problem, case.now)
+        else:
+            before = replace(
+                before, problem=found.problem, failed_polls=0, outage_since=None, polled_at=case.now
+            )
+        memory.judged = replace(
+            before,
             data=found.data,
-            problem=found.problem,
-            polled_at=case.now,
-            failed_polls=failed + 1 if away else 0,
-            outage_since=(case.now if since is None else since) if away else None,
-            guardrails=tuple(_readings(case.spec, found, before)),
-            split_off=before.split_off,
+            guardrails=guardrails,
             rate=found.rate if found.rate else before.rate,
             notes={**memory.notes, **found.notes},
         )
@@ -249,14 +234,113 @@ class Judge:
         memory.judged = replace(memory.judged, split_off=off)
 
 
+def _compared(spec: Spec, status: Status) -> tuple[RevisionStatus, RevisionStatus] | None:
+    """Baseline and candidate; None if nothing is compared."""
+    watching = status.phase == Phase.WATCHING
+    baseline = status.previous if watching else status.stable
+    candidate = status.stable if watching else status.candidate
+    if spec.analysis.mode == "Off" or status.phase not in COMPARED or baseline is None or candidate is None:
+        return None
+    return baseline, candidate
+
+
+def _case(
+    rollout: Object,
+    spec: Spec,
+    status: Status,
+    children: Children,
+    memory: Memory,
+    now: float,
+    *,
+    server: Server,
+    roles: tuple[RevisionStatus, RevisionStatus],
+) -> _Case:
+    analysis, (baseline, candidate) = spec.analysis, roles
+    memory.note_ready(children.pods.values())
+    sides = Sides(
+        baseline=_side(rollout, baseline, children, memory),
+        candidate=_side(rollout, candidate, children, memory),
+        label=server.settings.pod_label if analysis.arms.label == "pod" else analysis.arms.label,
+    )
+    metadata, watching = rollout["metadata"], status.phase == Phase.WATCHING
+    return _Case(
+        spec=spec,
+        status=status,
+        plan=_plan(spec, status.attempt, baseline.revision, candidate.revision),
+        baseline=baseline,
+        candidate=candidate,
+        weight=status.weights.stable if watching else status.weights.candidate,
+        scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
+        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
+        server=server,
+        now=now,
+    )
+
+
+def _blind(spec: Spec, status: Status, memory: Memory, now: float) -> Judgement:
+    """Nothing can be looked at, for a reason that is not Prometheus': as in an outage, everything is held, and the
+    evidence is kept."""
+    if now >= memory.next_poll:
+        memory.next_poll = now + spec.analysis.interval
+        unknown = (
+            f"{Reason.UNKNOWN_PROMETHEUS}: the operator has no server {spec.analysis.prometheus!r} any more: configure it "
+            "again, or name another one in spec.analysis.prometheus"
+        )
+        memory.judged = _away(memory.judged, status, memory.unreadable or unknown, now)
+    return replace(memory.judged, state=memory.state, assessment=None, alarm=raised(memory.alarms))
+
+
+def _away(before: Judgement, status: Status, problem: str, now: float) -> Judgement:
+    """The judgement after one more look that found nothing usable."""
+    since = before.outage_since if before.outage_since is not None else status.outage_since
+    return replace(
+        before,
+        data=Data.UNAVAILABLE,
+        problem=problem,
+        polled_at=now,
+        failed_polls=max(before.failed_polls, status.failed_polls) + 1,
+        outage_since=now if since is None else since,
+    )
+
+
+def _unopposed(status: Status) -> bool:
+    """Whether a promoted model is watched while nothing of the old one serves."""
+    ending = status.watch is not None and status.watch.ending
+    return status.phase == Phase.WATCHING and status.weights.previous == 0 and not ending
+
+
+async def _look(case: _Case, state: State) -> Answer:
+    """One look; the first one of an attempt also reads the baseline's past."""
+    found = await sample(
+        case.server, case.queries(state), case.scope, case.pace, since=state.consumed, now=case.now
+    )
+    if state.consumed is not None:
+        return Answer(found, None)
+    if found.cut is None:
+        return Answer(found, History({}, ""))
+    queries = case.queries(_with_cuts(case, state, found, {}))
+    return Answer(found, await read_history(case.server, queries, case.scope, case.pace, until=found.cut))
+
+
+def _with_cuts(case: _Case, state: State, found: Sample, notes: dict[str, str]) -> State:
+    """The state with latency bounds chosen, for metrics that have none yet; what is to be known of them goes to `notes`."""
+    cuts = {}
+    for metric in case.spec.analysis.metrics:
+        buckets = found.past_buckets.get(metric.name)
+        if metric.latency is None or not buckets:
+            continue
+        cuts[metric.name], _, note = choose_cuts(buckets, metric.latency.slo)
+        if note:
+            notes[metric.name] = note
+    return begin(case.plan, state, cuts=cuts) if cuts else state
+
+
 def _side(rollout: Object, role: RevisionStatus, children: Children, memory: Memory) -> Side:
     """The pods of a revision, with the time since when their samples count."""
     pods = {}
     for pod in children.pods.values():
         if pod.revision != role.revision:
             continue
-        if pod.ready_since is not None:
-            memory.first_ready.setdefault(pod.uid, pod.ready_since)
         started = [when for _, when in pod.container_started]
         pods[pod.name] = Pod(
             pod.name,
@@ -310,9 +394,8 @@ def _emergency(case: _Case) -> bool:
     return weights.stable == 0 and weights.candidate == 100
 
 
-def _readings(spec: Spec, found: Sample, before: Judgement) -> list[GuardrailReading]:
+def _readings(spec: Spec, found: Sample, counted: Mapping[str, int]) -> list[GuardrailReading]:
     """The guardrails' readings, with breaches in a row; no reading neither breaches nor clears."""
-    counted = {reading.name: reading.breaches for reading in before.guardrails}
     readings = []
     for metric in spec.analysis.metrics:
         guardrail = metric.guardrail

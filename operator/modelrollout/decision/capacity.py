@@ -262,8 +262,10 @@ def _sized(role: RevisionStatus | None, desired: int, round: Round) -> RevisionS
 def _shrunk(round: Round, role: RevisionStatus, wanted: int, weight: int) -> int:
     """S3: pods that carried weight go only when that weight is gone and read back, and drainDelay is over. Where the
     ratio of pods makes the split, a pod that goes *is* weight that goes, until the Service is pinned."""
-    if wanted >= role.desired or (round.pod_ratio and weight):
+    if wanted >= role.desired:
         return wanted
+    if round.pod_ratio and weight:
+        return max(1, wanted)
     since = round.seen.route.routed_since
     written = _by_revision(round.before) == _by_revision(round.status)
     if not written or since is None or round.now < since + round.spec.drain_delay:
@@ -330,7 +332,7 @@ def _watching_sizes(round: Round) -> tuple[int, int, int]:
     assert status.previous is not None
     weights, kept = status.weights, capacity
     if round.view(status.stable).ready == 0 and round.view(status.previous).ready:
-        return capacity, 0, capacity  # S1: the previous revision carries everything
+        return capacity, 0, max(capacity, status.previous.desired)  # S1: it carries everything
     if round.holdback == 0:
         kept = _ceil(capacity * round.spec.watch.standby, 100)
         kept = min(kept, status.previous.desired) if round.lean else kept
@@ -338,7 +340,9 @@ def _watching_sizes(round: Round) -> tuple[int, int, int]:
         kept = pods_at(round, 100 - round.holdback).baseline
     serving = capacity
     if round.lean and round.holdback and not status.watch.ending:
-        serving = _shrunk(round, status.stable, capacity - kept or 1, weights.stable)
+        # If the previous revision lacks pods, they are made up for.
+        lacking = capacity - min(kept, round.settled(status.previous))
+        serving = _shrunk(round, status.stable, max(1, lacking), weights.stable)
     return serving, 0, _shrunk(round, status.previous, kept, weights.previous)
 
 

@@ -466,7 +466,8 @@ def _watch_ending(round: Round) -> bool:
 def _watch_ends(round: Round) -> Round:
     watch = round.status.watch
     assert watch is not None
-    if watch.ending and round.status.weights.previous == 0 and round.routed:
+    needed_still = round.view(round.status.stable).ready == 0 and round.view(round.status.previous).ready > 0
+    if watch.ending and round.status.weights.previous == 0 and round.routed and not needed_still:
         return _start_named(settle_watch(round))
     if watch.ending:
         return round.wait(Reason.WATCHING, "taking the last traffic from the previous revision")
@@ -482,7 +483,9 @@ def _way_back_ends(round: Round) -> Round:
     why = (history.message or history.reason or "") if history else ""
     serving = round.seen.route.weights or {}
     gone = status.candidate is not None and serving.get(status.candidate.revision, 0) == 0
-    if status.weights.candidate or not round.routed or not gone:
+    # S1 comes first: where only the candidate has ready pods, its traffic is not gone for long.
+    needed_still = round.view(status.stable).ready == 0 and round.view(status.candidate).ready > 0
+    if status.weights.candidate or not round.routed or not gone or needed_still:
         return round.wait(Reason.ROLLING_BACK, why)
     return _start_named(settle_rollback(round))
 

@@ -91,7 +91,8 @@ def first_deployment(round: Round) -> Round:
     entry = HistoryEntry(attempt=status.attempt + 1, revision=revision, model=label, started_at=round.now)
     history = status.history
     if history and history[0].ended_at is None:
-        history = [_closed(history[0], round.now, Outcome.SUPERSEDED, Reason.SUPERSEDED, ""), *history[1:]]
+        why = f"the spec names {revision}"
+        history = [_closed(history[0], round.now, Outcome.SUPERSEDED, Reason.SUPERSEDED, why), *history[1:]]
     shown = f"{label} ({revision})" if label else revision
     return round.put(
         phase=Phase.PENDING,

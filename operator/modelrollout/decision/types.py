@@ -101,6 +101,7 @@ class Judgement:
     rate: float | None = None  # requests per second of both sides together
     forecast: Forecast | None = None  # made once an attempt, from what was measured before it
     notes: Mapping[str, str] = field(default_factory=dict)  # by metric: what a person should know of it
+    alarm: str | None = None  # what the watch of a model without holdback found; once raised it stays
 
 
 DEFAULT_TIMING = Timing()

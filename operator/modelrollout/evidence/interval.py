@@ -5,7 +5,6 @@ terms that do not depend on psi cancel, so only differences of l count. (Howard 
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import exp, log, sqrt
 from typing import NamedTuple
 
@@ -34,11 +33,12 @@ def grow_profile(
     if not both:
         return tuple(profile)
     bad = x_c / phi
-    weights = _log_weights(n_c / (n_c + n_s))
+    rho = n_c / (n_c + n_s)
+    rest = 1 - rho
     return tuple(
         [
-            v + bad * log_psi - both * weight
-            for v, log_psi, weight in zip(profile, _LOG_RATIOS, weights, strict=True)
+            v + bad * log_psi - both * log(rho * psi + rest)
+            for v, log_psi, psi in zip(profile, _LOG_RATIOS, RATIOS, strict=True)
         ]
     )
 
@@ -47,13 +47,6 @@ def normalise(profile: Sequence[float]) -> tuple[float, ...]:
     """l − max(l), the form to store: only differences matter, and near 0 they keep their digits."""
     top = max(profile)
     return tuple([v - top for v in profile])
-
-
-@lru_cache(maxsize=16)
-def _log_weights(rho: float) -> tuple[float, ...]:
-    """ln(rho psi + 1 − rho) on the grid; polls of one step often have one and the same rho."""
-    rest = 1 - rho
-    return tuple(map(log, [rho * psi + rest for psi in RATIOS]))
 
 
 def confidence_interval(profile: Sequence[float]) -> Interval:

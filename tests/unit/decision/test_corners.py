@@ -323,6 +323,23 @@ class TestSizes:
         assert world.status.candidate.desired == 4
 
 
+def test_no_step_ends_in_the_round_that_loses_its_pods(world: World) -> None:
+    started(world).run(55)
+    assert world.status.step
+    assert world.status.step.index == 0
+    world.lose(world.revision, 1).tick(10)
+    assert world.status.step.index == 0
+    assert world.links[-1] == "11"
+
+
+def test_a_dead_baseline_is_named_as_the_reason_to_wait(world: World) -> None:
+    started(world)
+    assert world.status.stable
+    world.lose(world.status.stable.revision, 4).run(40)
+    assert world.condition("Reconciling") == ("True", "StableUnavailable")
+    assert "0 of 4 pods ready" in (world.status.message or "")
+
+
 class TestElastic:
     """elastic: true on a router."""
 

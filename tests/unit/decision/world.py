@@ -25,6 +25,8 @@ from modelrollout.decision.types import (
 )
 from modelrollout.evidence.verdict import Assessment, MetricAssessment, Verdict
 
+from .rules import Case, Rules
+
 TIMING = Timing()
 START = 1_800_000_000.0
 
@@ -115,6 +117,7 @@ class World:
     events: list[tuple[str, str]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     writes: int = 0
+    rules: Rules = field(default_factory=Rules)  # that every decision is held against
 
     @property
     def parsed(self) -> Spec:
@@ -170,13 +173,32 @@ class World:
     def tick(self, seconds: float = 0.0) -> Decision:
         """Let time pass, decide once, commit over the wire, and let the cluster follow."""
         self.now += seconds
-        decision = decide(self.wish(), self.status, self.seen(), self.judged, now=self.now, timing=TIMING)
+        decision = self.decide()
         committed = Status.from_wire(decision.status.to_wire())
         self.writes += committed != self.status
         self.status = committed
         self.events += [(event.reason.value, event.message) for event in decision.events]
         self.links.append(decision.link)
         self._follow()
+        return decision
+
+    def decide(self) -> Decision:
+        """Decide, hold the decision against the rules, and commit nothing."""
+        wish, seen = self.wish(), self.seen()
+        decision = decide(wish, self.status, seen, self.judged, now=self.now, timing=TIMING)
+        self.rules.check(
+            Case(
+                before=self.status,
+                after=decision.status,
+                decision=decision,
+                wish=wish,
+                seen=seen,
+                judged=self.judged,
+                pods={revision: len(since) for revision, since in self.pods.items()},
+                now=self.now,
+                timing=TIMING,
+            )
+        )
         return decision
 
     def run(self, seconds: float, *, every: float = 5.0) -> World:
@@ -199,8 +221,14 @@ class World:
             alive[role.revision] = role.desired
         for revision, desired in alive.items():
             since = self.pods.setdefault(revision, [])
+            fewer = len(since) - desired
+            if fewer > 0 and self.lost.get(revision):
+                # As a ReplicaSet does: pods that are not ready go first.
+                self.lost[revision] = max(0, min(self.lost[revision], len(since)) - fewer)
             del since[desired:]
             since.extend([self.now] * (desired - len(since)))
+        # What a route still names is not deleted.
+        alive |= dict.fromkeys(self.routed[0] if self.routed else (), 0)
         self.pods = {revision: since for revision, since in self.pods.items() if revision in alive}
         wanted = self._wanted_route()
         if not self.route_refused and wanted and (self.routed is None or self.routed[0] != wanted):

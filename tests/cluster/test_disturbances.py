@@ -1,0 +1,464 @@
+"""What goes wrong around a rollout, and other writers; and that a rollout at rest asks nothing of the API server.
+
+Each story has a namespace of its own; they run side by side under one operator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lab.kube import Object, path_of
+from lab.operator import Operator
+from lab.process import wait_until
+from tests.cluster.harness import (
+    BAD,
+    ROUTES,
+    Audit,
+    Rollout,
+    SideBySide,
+    Story,
+    World,
+    analysis,
+    condition,
+    is_ready,
+    title,
+    version_of,
+    weights_of,
+)
+
+STORIES: list[Story] = []
+OPERATOR = "system:serviceaccount:modelrollout-system:"
+STEPS = {"canary": {"steps": [{"weight": 20, "duration": "2s"}, {"weight": 50, "duration": "2s"}]}}
+LONG = {"canary": {"steps": [{"weight": 20, "duration": "10m"}, {"weight": 50, "duration": "1s"}]}}
+RENEWALS = 10  # of the operator's own Lease, every two seconds: the clock of the quiet time
+
+
+def story(function: Story) -> Story:
+    STORIES.append(function)
+    return function
+
+
+def message(obj: Object) -> str:
+    return str((obj.get("status") or {}).get("message") or "")
+
+
+# What is not acceptable (first, for an obstacle is looked at again after a minute)
+
+
+def taken(kind: str, obj: Object, path: str) -> Story:
+    """A foreign object stands where one of ours is to be."""
+
+    def run(world: World) -> None:
+        rollout = world.rollout()
+        where = f"{path.format(namespace=rollout.namespace)}"
+        rollout.client.create(where, obj)
+        rollout.apply("1")
+        refused = rollout.wait_phase("Invalid")
+        accepted = condition(refused, "Accepted")
+        assert accepted["reason"] == "NameTaken"
+        assert kind in accepted["message"] and "fraud" in accepted["message"]
+        assert world.deployments.names(rollout.namespace) == []
+        rollout.client.delete(f"{where}/fraud")
+        rollout.wait_phase("Healthy")
+
+    run.__name__ = f"a_foreign_{kind}_under_our_name_is_left_alone_until_it_goes"
+    return run
+
+
+STORIES += [
+    taken(
+        "Service",
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "fraud"},
+            "spec": {"ports": [{"port": 1}]},
+        },
+        "/api/v1/namespaces/{namespace}/services",
+    ),
+    taken(
+        "HTTPRoute",
+        {"apiVersion": ROUTES[0], "kind": "HTTPRoute", "metadata": {"name": "fraud"}, "spec": {}},
+        "/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/httproutes",
+    ),
+]
+
+
+# Prometheus
+
+
+def away(obj: Object) -> bool:
+    return condition(obj, "MetricsAvailable").get("status") == "False"
+
+
+def outage(mode: str, reason: str, *, lossless: bool = True) -> Story:
+    """A release in whose second step Prometheus fails in one way for a while."""
+
+    def run(world: World) -> None:
+        rollout = world.rollout()
+        rollout.deploy("1")
+        rollout.apply("2", strategy=STEPS)
+        rollout.wait_step("2/2")
+        world.prometheus.fail(mode, match=rollout.namespace)
+        held = rollout.wait(away, "the word that metrics are away")
+        status = held["status"]
+        assert condition(held, "MetricsAvailable")["reason"] == reason
+        assert status["phase"] == "Progressing"
+        assert status["weights"]["candidate"] == 50, "weight is held"
+        assert "left" in status["step"], "the clock is held"
+        assert "held" in status["message"]
+        world.prometheus.heal(match=rollout.namespace)
+        rollout.wait(lambda obj: not away(obj), "metrics again")
+        rollout.wait_phase("Watching")
+        rollout.wait_phase("Healthy")
+        assert rollout.status()["history"][0]["outcome"] == "Promoted"
+        assert not {"RollingBack", "RolledBack"} & set(rollout.phases())
+        assert {"MetricsUnavailable", "MetricsRestored"} <= set(rollout.reasons())
+        if lossless:
+            rollout.check_ledger()
+
+    run.__name__ = f"prometheus_that_answers_with_{mode}_for_a_while_holds_and_then_the_release_is_finished"
+    return run
+
+
+STORIES += [
+    outage("refuse", "PrometheusUnreachable"),
+    outage("503", "PrometheusRefused"),
+    outage("html", "PrometheusBadAnswer"),
+    outage("nan", "NotANumber"),
+    outage("duplicate", "DuplicateSeries"),
+    outage("warnings", "PartialAnswer"),
+    outage("empty", "NotScraped", lossless=False),
+]
+
+
+@story
+def a_long_outage_parks_the_candidate_without_traffic_and_keeps_its_pods(world: World) -> None:
+    rollout = world.rollout()
+    rollout.deploy("1")
+    rollout.apply("2", strategy=STEPS, analysis=analysis(outage="4s"))
+    rollout.wait_step("2/2")
+    world.prometheus.fail("503", match=rollout.namespace)
+    parked = rollout.wait(lambda obj: obj["status"]["parked"], "the parking")["status"]
+    assert (parked["weights"]["candidate"], parked["phase"]) == (0, "Progressing")
+    world.routes.wait(
+        rollout.namespace,
+        "fraud",
+        lambda route: weights_of(route).get(rollout.child(parked["candidate"]["revision"]), 0) == 0,
+        "weight 0 in the route",
+        after=rollout.applied,
+    )
+    assert len(rollout.pods(parked["candidate"]["revision"])) == parked["candidate"]["desired"]
+    world.prometheus.heal(match=rollout.namespace)
+    rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 50, "the weight of the step again")
+    rollout.wait_phase("Watching")
+    rollout.wait_phase("Healthy")
+
+
+# Pods
+
+
+@story
+def a_candidate_that_loses_readiness_loses_its_weight_before_anything_else_is_written(world: World) -> None:
+    rollout = world.rollout()
+    rollout.deploy("1")
+    rollout.apply("2", strategy=STEPS)
+    new = rollout.wait_step("2/2")["status"]["candidate"]["revision"]
+    audit = Audit(world.lab.audit_log)
+    rollout.set_ready(new, False)
+    taken = rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 0, "the loss of weight")
+    route = world.routes.wait(
+        rollout.namespace,
+        "fraud",
+        lambda obj: weights_of(obj).get(rollout.child(new), 0) == 0,
+        "weight 0 in the route",
+        after=version_of(taken),
+    )
+    lost = min(
+        version_of(pod)
+        for name in world.pods.names(rollout.namespace)
+        for pod in world.pods.versions(rollout.namespace, name)
+        if name.startswith(rollout.child(new)) and version_of(pod) > 0 and lost_readiness(pod)
+    )
+    assert lost < version_of(taken) < version_of(route)
+    done = [f"{e['verb']} {e['objectRef']['resource']}" for e in writes(audit, rollout.namespace)]
+    assert (
+        next(what for what in done if "modelrollouts" not in what and "events" not in what)
+        == "patch httproutes"
+    )
+    rollout.set_ready(new, True)
+    rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 50, "the weight again")
+    rollout.wait_phase("Watching")
+    rollout.wait_phase("Healthy")
+
+
+def lost_readiness(pod: Object) -> bool:
+    annotations = pod["metadata"].get("annotations") or {}
+    return not is_ready(pod) and "false" in annotations.values()
+
+
+def writes(audit: Audit, namespace: str) -> list[Object]:
+    """What the operator wrote in a namespace, in order."""
+    return [
+        event
+        for event in audit.requests(OPERATOR)
+        if event["objectRef"].get("namespace") == namespace and event["verb"] not in ("get", "list", "watch")
+    ]
+
+
+@story
+def when_the_baseline_has_no_ready_pod_the_candidate_serves(world: World) -> None:
+    rollout = world.rollout()
+    old = rollout.deploy("1")
+    rollout.apply("2", strategy=LONG)
+    rollout.wait_step("1/2")
+    rollout.set_ready(old, False)
+    rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 100, "all weight on the candidate")
+    rollout.wait_event("StableUnavailable")
+    rollout.wait(lambda obj: obj["status"]["candidate"]["desired"] == 2, "full size of the candidate")
+    rollout.set_ready(old, True)
+    rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 20, "the weight of the step again")
+    rollout.ask("abort", rollout.status()["candidate"]["revision"])
+    rollout.wait_phase("RolledBack")
+
+
+# Other writers
+
+
+@story
+def a_route_that_another_writer_reverts_is_put_right_and_contested_after_three_times(world: World) -> None:
+    rollout = world.rollout()
+    old = rollout.deploy("1")
+    rollout.apply("2", strategy=LONG)
+    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    wanted = {rollout.child(old): 80, rollout.child(new): 20}
+    for _ in range(3):
+        foreign = version_of(revert(rollout, {rollout.child(old): 100}))
+        world.routes.wait(
+            rollout.namespace,
+            "fraud",
+            lambda route: weights_of(route) == wanted,
+            "the correction",
+            after=foreign + 1,
+        )
+    drift = rollout.wait_event("TrafficDrift")
+    assert "HTTPRoute fraud" in drift["note"] and "argocd" in drift["note"]
+    contested = rollout.wait(
+        lambda obj: condition(obj, "TrafficVerified").get("reason") == "RouteContested", "the contest"
+    )
+    assert condition(contested, "TrafficVerified")["status"] == "False"
+    assert "argocd" in condition(contested, "TrafficVerified")["message"]
+    assert "left" in contested["status"]["step"], "the clock is held"
+    rollout.client.delete(rollout.path)
+
+
+def revert(rollout: Rollout, weights: dict[str, int]) -> Object:
+    """As a GitOps tool that has another route in its repository."""
+    refs = [{"name": name, "port": 80, "weight": weight} for name, weight in weights.items()]
+    return rollout.client.apply(
+        {
+            "apiVersion": ROUTES[0],
+            "kind": "HTTPRoute",
+            "metadata": {"name": rollout.name, "namespace": rollout.namespace},
+            "spec": {"rules": [{"backendRefs": refs}]},
+        },
+        field_manager="argocd",
+    )
+
+
+@story
+def children_that_another_writer_changes_or_deletes_are_put_right(world: World) -> None:
+    rollout = world.rollout()
+    revision = rollout.deploy("1")
+    name, namespace = rollout.child(revision), rollout.namespace
+    deployment, service = (
+        path_of("apps/v1", "deployments", namespace, name),
+        path_of("v1", "services", namespace),
+    )
+    scaled = rollout.client.patch(deployment, {"spec": {"replicas": 5}}, fieldManager="kubectl-scale")
+    world.deployments.wait(
+        namespace, name, lambda obj: obj["spec"]["replicas"] == 2, "the size", after=version_of(scaled) + 1
+    )
+    assert "kubectl-scale" in rollout.wait_event("DriftCorrected")["note"]
+    rollout.client.patch(f"{service}/fraud", {"spec": {"selector": {"modelrollout.dev/revision": "other"}}})
+    selects = lambda name: rollout.client.find(f"{service}/{name}")  # noqa: E731
+    wait_until(
+        lambda: (selects("fraud") or {})["spec"]["selector"]["modelrollout.dev/revision"] == revision,
+        timeout=30,
+        what="the Service's selector",
+    )
+    rollout.client.delete(f"{service}/{name}")
+    wait_until(lambda: selects(name) is not None, timeout=30, what="the Service")
+    rollout.client.delete(path_of(*ROUTES, namespace, "fraud"))
+    wait_until(lambda: weights_or_none(rollout) == {name: 100}, timeout=30, what="the route")
+
+
+def weights_or_none(rollout: Rollout) -> dict[str, int] | None:
+    route = rollout.client.find(path_of(*ROUTES, rollout.namespace, rollout.name))
+    return weights_of(route) if route else None
+
+
+@story
+def another_client_that_writes_the_status_and_labels_only_causes_new_decisions(world: World) -> None:
+    rollout = world.rollout()
+    rollout.deploy("1")
+    rollout.apply("2", strategy=STEPS)
+    rollout.wait_step("1/2")
+    for n in range(12):
+        rollout.client.patch(f"{rollout.path}/status", {"status": {"message": f"foreign {n}"}})
+        rollout.client.patch(rollout.path, {"metadata": {"labels": {"touched": str(n)}}})
+        rollout.wait(lambda obj: not message(obj).startswith("foreign"), "our message again")
+    rollout.wait_phase("Watching")
+    done = rollout.wait_phase("Healthy")["status"]
+    assert (done["attempt"], done["history"][0]["outcome"]) == (2, "Promoted")
+    rollout.check_ledger()
+
+
+# Specs
+
+
+def template(**container: Any) -> Object:
+    return {"spec": {"containers": [{"name": "model", "image": "lab/pause:1", **container}]}}
+
+
+@story
+def a_template_that_the_api_server_refuses_is_told_in_its_words_and_healed_by_a_good_one(
+    world: World,
+) -> None:
+    rollout = world.rollout()
+    broken = {"replicas": 2, "template": template(ports=[{"containerPort": 99999}])}
+    rollout.apply("1", workload=broken)
+    refused = rollout.wait_phase("Invalid")
+    accepted = condition(refused, "Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "InvalidTemplate")
+    assert "containerPort" in accepted["message"] and "99999" in accepted["message"]
+    assert condition(refused, "Stalled")["status"] == "True"
+    old = rollout.deploy("1")
+    rollout.apply("2", workload=broken)
+    frozen = rollout.wait(
+        lambda obj: condition(obj, "Accepted").get("reason") == "InvalidTemplate", "the refusal"
+    )
+    assert frozen["status"]["phase"] == "Healthy", "what serves goes on serving"
+    assert condition(frozen, "Ready")["status"] == "False"
+    assert world.deployments.names(rollout.namespace) == [rollout.child(old)]
+    rollout.apply("2")
+    rollout.wait_phase("Watching")
+    done = rollout.wait_phase("Healthy")
+    assert condition(done, "Accepted")["status"] == "True"
+    assert condition(done, "Stalled") == {}
+
+
+@story
+def an_invalid_edit_in_the_middle_of_a_step_freezes_only_what_goes_forward(world: World) -> None:
+    rollout = world.rollout()
+    rollout.deploy("1")
+    rollout.apply(
+        "2",
+        BAD,
+        strategy={"canary": {"steps": [{"weight": 20, "duration": "10m"}]}},
+        analysis=analysis(prometheus="default"),
+    )
+    rollout.wait_step("1/1")
+    rollout.apply(
+        "2",
+        BAD,
+        strategy={"canary": {"steps": [{"weight": 20, "duration": "10m"}]}},
+        analysis=analysis(prometheus="nowhere"),
+    )
+    refused = rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
+    assert condition(refused, "Accepted")["reason"] == "UnknownPrometheus"
+    back = rollout.wait(lambda obj: obj["status"]["phase"] == "RolledBack", "the way back")["status"]
+    assert back["history"][0]["reason"] == "HarmProven"
+
+
+@story
+def of_two_rollouts_on_one_service_the_later_waits_until_the_first_is_gone(world: World) -> None:
+    namespace = world.namespace()
+    first, later = world.rollout(namespace, "first"), world.rollout(namespace, "later")
+    shared: dict[str, Any] = {
+        "service": {"name": "shared", "ports": [{"port": 80, "targetPort": 8080}]},
+        "traffic": {"podRatio": {}},
+    }
+    first.deploy("1", **shared)
+    # Creation times have whole seconds; among equals the uid decides.
+    wait_until(lambda: later_second(first), timeout=5, what="the next second")
+    later.apply("1", **shared)
+    refused = later.wait_phase("Invalid")
+    assert condition(refused, "Accepted")["reason"] == "Conflict"
+    assert "first" in condition(refused, "Accepted")["message"]
+    first.client.delete(first.path)
+    done = later.wait_phase("Healthy")
+    assert condition(done, "Accepted")["status"] == "True"
+
+
+def later_second(rollout: Rollout) -> bool:
+    """Whether an object made now would have a later creation time."""
+    probe = {"metadata": {"generateName": "probe-", "namespace": rollout.namespace}}
+    made = rollout.client.create(f"/api/v1/namespaces/{rollout.namespace}/configmaps", probe)
+    return bool(made["metadata"]["creationTimestamp"] > rollout.get()["metadata"]["creationTimestamp"])
+
+
+@story
+def traffic_can_not_be_exchanged_in_the_middle_of_a_rollout(world: World) -> None:
+    rollout = world.rollout()
+    rollout.deploy("1")
+    rollout.apply("2", strategy=LONG)
+    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    rollout.apply("2", strategy=LONG, traffic={"podRatio": {}})
+    refused = rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
+    assert condition(refused, "Accepted")["reason"] == "NotNow"
+    assert weights_or_none(rollout) is not None
+    rollout.apply("2", strategy=LONG)
+    rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "True", "acceptance")
+    rollout.ask("promote", new)
+    rollout.wait_phase("Watching")
+    rollout.wait_phase("Healthy")
+
+
+@pytest.mark.parametrize("story", STORIES, ids=title)
+def test_that(side_by_side: SideBySide, story: Story) -> None:
+    side_by_side.tell(story)
+
+
+def test_nothing_is_asked_of_the_api_server_while_nothing_changes(world: World, operator: Operator) -> None:
+    """The last one: all that the stories made is at rest or gone by now."""
+    healthy, back = world.rollout(), world.rollout()
+    healthy.deploy("1")
+    back.deploy("1")
+    back.apply("2", BAD)
+    back.wait_phase("RolledBack")
+    gone = back.child(back.status()["rejected"]["revision"])
+    world.deployments.wait_gone(back.namespace, gone)
+    path = path_of("v1", "services", back.namespace, gone)
+    wait_until(lambda: back.client.find(path) is None, timeout=30, what="the end of the candidate's Service")
+    settle(healthy)
+    settle(back)
+    audit = Audit(world.lab.audit_log)
+    versions = [version_of(rollout.get()) for rollout in (healthy, back)]
+    wait_until(
+        lambda: len(renewals(audit)) >= RENEWALS, timeout=90, what="the Lease's renewals", interval=0.5
+    )
+    others = [
+        f"{e['verb']} {e['requestURI']}"
+        for e in audit.requests(OPERATOR)
+        if e["verb"] != "watch" and e["objectRef"]["resource"] != "leases"
+    ]
+    assert others == []
+    assert [version_of(rollout.get()) for rollout in (healthy, back)] == versions
+
+
+def renewals(audit: Audit) -> list[Object]:
+    return [
+        e
+        for e in audit.requests(OPERATOR)
+        if e["objectRef"]["resource"] == "leases" and e["verb"] == "update"
+    ]
+
+
+def settle(rollout: Rollout) -> None:
+    """Wait until the last word of a rollout is said: its pods are ready and what retired is gone."""
+    rollout.wait(
+        lambda obj: obj["status"]["stable"]["ready"] == 2 and not obj["status"].get("retiring"), "rest"
+    )

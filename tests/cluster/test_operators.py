@@ -1,0 +1,216 @@
+"""Several operators, each with rights of its own, and an operator whose API server or Prometheus goes away altogether."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from lab.kube import KubeClient, KubeError, path_of
+from lab.operator import Operator
+from lab.process import wait_until
+from tests.cluster.harness import (
+    PLURAL,
+    VERSION,
+    Audit,
+    Rollout,
+    SideBySide,
+    Story,
+    World,
+    condition,
+    seconds,
+    title,
+)
+
+STORIES: list[Story] = []
+STEPS = {"canary": {"steps": [{"weight": 20, "duration": "4s"}, {"weight": 50, "duration": "2s"}]}}
+
+
+def story(function: Story) -> Story:
+    STORIES.append(function)
+    return function
+
+
+@pytest.fixture(scope="module")
+def operator() -> None:
+    """Each story has its own."""
+
+
+@contextmanager
+def operators(world: World, namespace: str, *names: str, **values: Any) -> Iterator[list[Operator]]:
+    """Processes of one release that serve one namespace."""
+    system = f"{namespace}-system"
+    given = world.values | {"watchNamespaces": [namespace]} | values
+    made = [Operator(world.lab, values=given, name=f"{namespace}-{n}", namespace=system) for n in names]
+    try:
+        for one in made:
+            one.start()
+        yield made
+    finally:
+        for rollout in world.lab.client.list(path_of(VERSION, PLURAL, namespace)):
+            world.lab.client.delete(path_of(VERSION, PLURAL, namespace, rollout["metadata"]["name"]))
+        for one in made:
+            one.__exit__()
+
+
+def holder(world: World, namespace: str) -> str:
+    """Who holds the Lease of a release; nobody is empty."""
+    leases = path_of("coordination.k8s.io/v1", "leases", f"{namespace}-system")
+    found = world.lab.client.list(leases)
+    return str(found[0]["spec"].get("holderIdentity") or "") if found else ""
+
+
+@story
+def of_two_operators_one_works_and_the_other_takes_over_when_it_is_killed_or_stopped(world: World) -> None:
+    rollout = world.rollout()
+    with operators(world, rollout.namespace, "first", "second", replicas=2) as (first, second):
+        leader = holder(world, rollout.namespace)
+        rollout.deploy("1")
+        rollout.apply("2", strategy=STEPS)
+        before = rollout.wait_step("1/2")["status"]["step"]
+        first.kill()
+        after = rollout.wait_step("2/2")["status"]
+        assert holder(world, rollout.namespace) not in ("", leader)
+        clocks = [s["step"] for s in rollout.history() if (s.get("step") or {}).get("id") == before["id"]]
+        ends = {step["endsAt"] for step in clocks if step.get("endsAt")}
+        assert ends == {before["endsAt"]}, "the step's end did not move"
+        assert [step for step in clocks if "left" in step] == []
+        assert after["attempt"] == 2
+        taken_over = holder(world, rollout.namespace)
+        first.start()
+        second.stop()
+        # A stopped operator lets go of the Lease: nobody has to wait for it to expire.
+        wait_until(
+            lambda: holder(world, rollout.namespace) not in ("", taken_over),
+            timeout=12,
+            what="another holder of the Lease",
+        )
+        rollout.wait_phase("Healthy")
+        rollout.check_ledger()
+        assert rollout.status()["history"][0]["outcome"] == "Promoted"
+
+
+@story
+def an_operator_of_one_namespace_has_no_rights_elsewhere_and_works_with_those_it_has(world: World) -> None:
+    inside, outside = world.rollout(), world.rollout()
+    audit = Audit(world.lab.audit_log)
+    with operators(world, inside.namespace, "only"):
+        outside.apply("1")
+        inside.deploy("1")
+        inside.apply("2")
+        inside.wait_phase("Watching")
+        inside.wait_phase("Healthy")
+        inside.wait_event("WatchCompleted")
+        assert outside.status() == {"observedGeneration": -1}
+        user = f"system:serviceaccount:{inside.namespace}-system:"
+        refused = [e["requestURI"] for e in audit.requests(user) if e["responseStatus"]["code"] in (401, 403)]
+        assert refused == []
+        check_rights(world, inside.namespace, outside.namespace)
+    outside.client.delete(outside.path)
+
+
+def check_rights(world: World, inside: str, outside: str) -> None:
+    account = world.lab.client.list(path_of("v1", "serviceaccounts", f"{inside}-system"))
+    name = next(a["metadata"]["name"] for a in account if a["metadata"]["name"] != "default")
+    client = KubeClient(world.lab.kubeconfig_for(f"{inside}-system", name))
+    assert client.list(path_of("apps/v1", "deployments", inside))
+    for path in (
+        path_of(VERSION, PLURAL),
+        path_of(VERSION, PLURAL, outside),
+        path_of("apps/v1", "deployments", outside),
+        path_of("v1", "pods"),
+        path_of("v1", "secrets", inside),
+        path_of("v1", "namespaces"),
+    ):
+        with pytest.raises(KubeError, match="403"):
+            client.list(path)
+    client.close()
+
+
+@pytest.mark.parametrize("story", STORIES, ids=title)
+def test_that(side_by_side: SideBySide, story: Story) -> None:
+    side_by_side.tell(story)
+
+
+@pytest.fixture
+def alone(world: World) -> Iterator[Operator]:
+    """An operator for a test that takes away what all others need."""
+    world.clear()
+    with Operator(world.lab, values=world.values) as running:
+        yield running
+        world.clear()
+
+
+def test_an_api_server_that_is_killed_and_comes_back_loses_nothing(world: World, alone: Operator) -> None:
+    progressing, resting = world.rollout(), world.rollout()
+    resting.deploy("1")
+    progressing.deploy("1")
+    progressing.apply("2", strategy=STEPS)
+    before = progressing.wait_step("1/2")["status"]["step"]
+    world.lab.stop_apiserver(grace=0)
+    wait_until(lambda: said(alone, "replace-status ModelRollout"), timeout=30, what="a write that fails")
+    world.lab.start_apiserver()
+    progressing.wait_step("2/2")
+    starts = {s["step"]["startedAt"] for s in clocks(progressing, before["id"])}
+    assert starts == {before["startedAt"]}
+    progressing.wait_phase("Healthy")
+    progressing.check_ledger()
+    assert progressing.phases()[-1] == "Healthy"
+    assert progressing.status()["history"][0]["outcome"] == "Promoted"
+    assert [entry["outcome"] for entry in resting.status()["history"]] == ["Promoted"]
+    # Its watches live: what changes now is seen.
+    resting.apply("2")
+    resting.wait_phase("Progressing")
+
+
+def clocks(rollout: Rollout, step: str) -> list[dict[str, Any]]:
+    return [
+        s for s in rollout.history() if (s.get("step") or {}).get("id") == step and s["step"].get("startedAt")
+    ]
+
+
+def said(operator: Operator, text: str) -> bool:
+    return text in operator.log.read_text()
+
+
+def test_a_prometheus_that_is_stopped_holds_all_rollouts_and_none_is_rolled_back(
+    world: World, alone: Operator
+) -> None:
+    rollouts = [world.rollout() for _ in range(3)]
+    for rollout in rollouts:
+        rollout.deploy("1")
+        rollout.apply("2", strategy=STEPS)
+    for rollout in rollouts:
+        rollout.wait_step("1/2")
+    world.prometheus.stop()
+    for rollout in rollouts:
+        held = rollout.wait(
+            lambda obj: condition(obj, "MetricsAvailable").get("status") == "False", "the hold"
+        )
+        assert held["status"]["phase"] == "Progressing"
+        assert condition(held, "MetricsAvailable")["reason"] == "PrometheusUnreachable"
+    world.prometheus.start()
+    for rollout in rollouts:
+        rollout.wait_phase("Watching")
+        assert rollout.wait_phase("Healthy")["status"]["history"][0]["outcome"] == "Promoted"
+        assert "RollingBack" not in rollout.phases()
+        rollout.check_ledger()
+
+
+def test_an_operator_that_is_stopped_ends_in_good_order_and_leaves_the_lease(
+    world: World, alone: Operator
+) -> None:
+    rollout = world.rollout()
+    rollout.deploy("1")
+    rollout.apply("2", strategy=STEPS)
+    step = rollout.wait_step("1/2")["status"]["step"]
+    assert alone.stop() == 0
+    assert "Traceback" not in alone.log.read_text()
+    leases = path_of("coordination.k8s.io/v1", "leases", "modelrollout-system")
+    assert not any(lease["spec"].get("holderIdentity") for lease in world.lab.client.list(leases))
+    alone.start()
+    rollout.wait_step("2/2")
+    assert {s["step"]["startedAt"] for s in clocks(rollout, step["id"])} == {step["startedAt"]}
+    assert seconds(step, "endsAt") - seconds(step, "startedAt") == pytest.approx(4.0)

@@ -1,0 +1,331 @@
+"""The safety rules S1–S11 of the design, written down a second time and independently of the code that keeps them.
+
+Each decision of a test's world is held against them. They look at what was committed before, what was seen, and what was
+decided; a few things that can't be read off one round (when a revision last had weight) are remembered here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import ceil
+
+from modelrollout.api.conditions import EventReason
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Phase, RevisionStatus, Status, StepStatus
+from modelrollout.decision.types import Data, Decision, Judgement, Observation, Timing, Wish
+
+COMPARING = (Phase.PROGRESSING, Phase.PAUSED)
+ATTEMPT = (*COMPARING, Phase.PROMOTING, Phase.WATCHING, Phase.ROLLING_BACK)
+AWAY = (Data.UNAVAILABLE, Data.NOT_SCRAPED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One decision, and all it rested on."""
+
+    before: Status
+    after: Status
+    decision: Decision
+    wish: Wish
+    seen: Observation
+    judged: Judgement
+    pods: dict[str, int]  # that exist now, by revision
+    now: float
+    timing: Timing
+
+    @cached_property
+    def spec(self) -> Spec:
+        """The spec that was acted on."""
+        accepted = self.after.accepted
+        if accepted is None:
+            assert self.wish.spec is not None
+            return self.wish.spec
+        return Spec.from_wire(accepted)
+
+    @property
+    def capacity(self) -> int:
+        return max(self.spec.workload.replicas, self.after.capacity_at_start or 0)
+
+    @property
+    def pod_ratio(self) -> bool:
+        return self.spec.traffic.router == "podRatio"
+
+    @property
+    def lean(self) -> bool:
+        return self.pod_ratio or self.spec.workload.elastic
+
+    @property
+    def frozen(self) -> bool:
+        return condition(self.after, "Accepted") == "False"
+
+    def ready(self, role: RevisionStatus | None) -> int:
+        return self.seen.of(role.revision if role else None).ready
+
+    def settled(self, role: RevisionStatus | None) -> int:
+        limit = self.now - self.timing.raise_after
+        return sum(since <= limit for since in self.seen.of(role.revision if role else None).ready_since)
+
+    def asked(self, verb: str) -> bool:
+        return bool(getattr(self.before.requests, verb) != getattr(self.after.requests, verb))
+
+
+def condition(status: Status, kind: str) -> str | None:
+    """Status of a condition."""
+    return next((c.status for c in status.conditions if c.type == kind), None)
+
+
+def by_revision(status: Status) -> dict[str, int]:
+    """Committed weights above 0."""
+    pairs = (
+        (status.stable, status.weights.stable),
+        (status.candidate, status.weights.candidate),
+        (status.previous, status.weights.previous),
+    )
+    return {role.revision: weight for role, weight in pairs if role and weight}
+
+
+@dataclass
+class Rules:
+    """All rules, and what they remember."""
+
+    last_weight: dict[str, float] = field(default_factory=dict)  # revision → when it last had weight
+    emergency: bool = False  # S1 gave a revision more than its step
+    rolled_out: set[str] = field(default_factory=set)  # revisions that were compared or first
+    checked: int = 0
+
+    def check(self, case: Case) -> None:
+        """Raise AssertionError with the name of the rule that a decision breaks."""
+        self.checked += 1
+        self.conditions_follow_the_table(case)
+        self.history_is_kept(case)
+        if case.after.phase == Phase.INVALID:
+            assert case.after.stable is None, "Invalid, and yet something serves"
+            return
+        for rule in (
+            self.s5_promoted_is_what_was_analysed,
+            self.weights_are_whole,
+            self.s1_weight_needs_ready_pods,
+            self.s2_weight_is_carried,
+            self.s9_capacity,
+            self.s3_pods_outlast_weight,
+            self.s4_the_way_back_falls,
+            self.s6_decisions_need_data,
+            self.s8_clocks_keep_what_is_left,
+        ):
+            rule(case)
+        for revision in (*by_revision(case.after), *(case.seen.route.weights or {})):
+            self.last_weight[revision] = case.now
+
+    def weights_are_whole(self, case: Case) -> None:
+        weights = case.after.weights
+        shares = (weights.stable, weights.candidate, weights.previous)
+        assert all(0 <= share <= 100 for share in shares), f"weights {shares}"
+        assert sum(shares) in ((0, 100) if case.after.stable is None else (100,)), f"weights {shares}"
+        assert sum(by_revision(case.after).values()) == sum(shares), "weight without a revision"
+
+    def s1_weight_needs_ready_pods(self, case: Case) -> None:
+        roles = [r for r in (case.after.stable, case.after.candidate, case.after.previous) if r]
+        others = {r.revision for r in (case.before.candidate, case.before.previous) if r}
+        known = {r.revision for r in roles} | (others if case.before.phase in ATTEMPT else set())
+        if not any(case.seen.of(revision).ready for revision in known):
+            return
+        for revision, weight in by_revision(case.after).items():
+            assert case.seen.of(revision).ready, f"S1: {revision} has weight {weight} and no ready pod"
+
+    def s2_weight_is_carried(self, case: Case) -> None:
+        status = case.after
+        if status.candidate is None or status.phase not in (*COMPARING, Phase.PROMOTING):
+            self.emergency = False
+            return
+        weight, ready = status.weights.candidate, case.ready(status.candidate)
+        if case.ready(status.stable) == 0 and ready:
+            self.emergency = True
+            assert weight == 100, "S1: what is ready serves"
+            return
+        assert status.step is not None
+        step = status.plan[status.step.index].weight
+        goals = [0 if status.parked else step]
+        if status.phase == Phase.PROMOTING:
+            goals.append(100 - (case.spec.watch.holdback if case.spec.watch.duration else 0))
+        bound = max(self._carried(case, goal, ready) for goal in goals)
+        rose = weight > case.before.weights.candidate
+        if weight <= bound:
+            self.emergency = False
+        elif self.emergency:
+            left = 100 - 100 * case.ready(status.stable) // case.capacity
+            assert weight <= case.before.weights.candidate, "S2: weight rose after an emergency"
+            assert weight <= max(bound, left), f"S2: {weight} % is kept from a baseline that can carry it"
+        elif ready or case.ready(status.stable):
+            raise AssertionError(f"S2: weight {weight} with {ready} ready pods, at most {bound}")
+        if rose and not case.lean:
+            settled = case.settled(status.candidate)
+            carried = max(self._carried(case, goal, settled) for goal in goals)
+            assert weight <= carried, f"S2: weight rose to {weight}, but pods ready for long carry {carried}"
+
+    def _carried(self, case: Case, goal: int, ready: int) -> int:
+        if case.lean:
+            if case.pod_ratio and goal:
+                return 100 if ready else 0  # the pods themselves are the weight
+            return min(goal, 100 * ready)
+        at_raise = case.before.step.baseline_ready if case.before.step else 0
+        baseline = min(case.capacity, max(at_raise, case.ready(case.after.stable)))
+        needed = max(1, ceil(baseline * goal / 100))
+        return goal if ready >= needed else goal * ready // needed
+
+    def s3_pods_outlast_weight(self, case: Case) -> None:
+        status, drain = case.after, case.spec.drain_delay
+        wanted = {gone.revision: gone.desired for gone in status.retiring if gone.until > case.now}
+        roles = [r for r in (status.stable, status.candidate, status.previous) if r]
+        wanted |= {role.revision: role.desired for role in roles}
+        present = by_revision(status)
+        for revision, count in case.pods.items():
+            left = wanted.get(revision, 0)
+            if left >= min(count, case.capacity):
+                continue  # whoever asks for fewer replicas gets them
+            weight = max(present.get(revision, 0), (case.seen.route.weights or {}).get(revision, 0))
+            if weight and case.lean:
+                enough = 1 if case.pod_ratio else max(1, case.capacity * weight // 100)
+                assert left >= enough, f"S3: {revision} with weight {weight} is left {left} pods"
+                continue
+            assert not weight, f"S3: {revision} with weight {weight} loses pods"
+            since = case.now - self.last_weight.get(revision, float("-inf"))
+            assert since >= drain, f"S3: {revision} loses pods {since:g} s after its weight"
+
+    def s4_the_way_back_falls(self, case: Case) -> None:
+        before, after = case.before, case.after
+        if after.phase != Phase.ROLLING_BACK or case.ready(after.stable) == 0:
+            return
+        assert after.candidate is not None
+        old = by_revision(before).get(after.candidate.revision, 0)
+        weight = after.weights.candidate
+        assert weight <= old, f"S4: weight rose from {old} to {weight} on the way back"
+        assert after.rolling_back_since is not None
+        if case.now >= after.rolling_back_since + case.spec.progress_deadline:
+            assert weight == 0, f"S4: weight {weight} after the time limit"
+        size = after.capacity_at_start or case.capacity
+        left = 100 - min(100, 100 * case.ready(after.stable) // size)
+        assert weight <= left, f"S4: weight {weight} is kept from a baseline that can carry it"
+
+    def s5_promoted_is_what_was_analysed(self, case: Case) -> None:
+        before, after = case.before, case.after
+        if after.stable is None or (before.stable and before.stable.revision == after.stable.revision):
+            return
+        named = after.stable.revision
+        first = after.phase == Phase.PENDING and named == case.wish.revision
+        back = before.previous is not None and named == before.previous.revision
+        candidate = before.candidate.revision if before.candidate else None
+        promoted = (
+            before.phase == Phase.PROMOTING and named == candidate and after.history[0].revision == named
+        )
+        restored = before.stable is None and named == case.seen.pinned
+        assert first or back or promoted or restored, f"S5: {named} became stable out of phase {before.phase}"
+
+    def s6_decisions_need_data(self, case: Case) -> None:
+        before, after, judged = case.before, case.after, case.judged
+        if before.phase not in ATTEMPT or case.spec.analysis.mode == "Off":
+            return
+        blind = judged.data in AWAY or (judged.assessment is None and not judged.guardrails)
+        reason = after.history[0].reason if after.history else None
+        fresh = reason != (before.history[0].reason if before.history else None)
+        if judged.assessment is None and not judged.guardrails and fresh:
+            assert reason not in ("HarmProven", "GuardrailBreached", "ProvenHarmless"), f"S6: {reason}"
+        stale = judged.assessment is not None and not all(m.has_data for m in judged.assessment.metrics)
+        if not (blind or stale):
+            return
+        if stale and not blind and before.unproven:
+            return  # the deadline allowed to go on without proof, and it was looked
+        completed = any(event.reason is EventReason.STEP_COMPLETED for event in case.decision.events)
+        never = before.stable is not None and not before.stable.ever_ready
+        assert not completed or case.asked("promote") or never, "S6: forward without data"
+
+    def s8_clocks_keep_what_is_left(self, case: Case) -> None:
+        before, after = case.before, case.after
+        old, new = before.step, after.step
+        if old and new and old.id == new.id and old.started_at is not None:
+            assert old.started_at == new.started_at, "S8: a step started twice"
+            self._kept(case, "step", (old.ends_at, old.left), (new.ends_at, new.left))
+        if before.watch and after.watch and before.attempt == after.attempt:
+            ends = (before.watch.ends_at, before.watch.left), (after.watch.ends_at, after.watch.left)
+            self._kept(case, "watch", *ends)
+        same = before.attempt == after.attempt and before.phase in COMPARING and after.phase in COMPARING
+        if same and not case.asked("resume") and after.deadline_at != after.deadline_left:
+            ends = (before.deadline_at, before.deadline_left), (after.deadline_at, after.deadline_left)
+            self._kept(case, "deadline", *ends)
+
+    def _kept(
+        self,
+        case: Case,
+        name: str,
+        old: tuple[float | None, float | None],
+        new: tuple[float | None, float | None],
+    ) -> None:
+        assert new[0] is None or new[1] is None, f"S8: {name} both runs and is held"
+        now = case.now
+        end = old[0] if old[0] is not None else now + (old[1] or 0.0)
+        after = new[0] if new[0] is not None else now + (new[1] or 0.0)
+        passed = old[0] is not None and old[0] < now and new[1] is not None
+        assert abs((now if passed else end) - after) < 1e-3, f"S8: {name} moved from {old} to {new} at {now}"
+
+    def s9_capacity(self, case: Case) -> None:
+        before, after = case.before, case.after
+        if after.phase not in ATTEMPT:
+            assert after.capacity_at_start is None or after.phase == Phase.PENDING, "S9: capacity outlives"
+            return
+        if before.phase in ATTEMPT and before.attempt == after.attempt:
+            assert before.capacity_at_start == after.capacity_at_start, "S9: capacity at the start changed"
+        assert after.stable is not None
+        if not case.lean:
+            assert after.stable.desired >= case.capacity, "S9: the baseline is below capacity"
+        if after.candidate and before.candidate and before.attempt == after.attempt and not case.lean:
+            same = before.candidate.revision == after.candidate.revision
+            grown = after.candidate.desired >= before.candidate.desired or after.phase == Phase.ROLLING_BACK
+            assert grown or not same, "S2: the candidate was shrunk within an attempt"
+
+    def conditions_follow_the_table(self, case: Case) -> None:
+        status = case.after
+        kinds = {c.type: c.status for c in status.conditions}
+        for kind in ("Accepted", "Ready", "MetricsAvailable", "TrafficVerified"):
+            assert kind in kinds, f"condition {kind} is missing in {status.phase}"
+        reconciling, stalled = "Reconciling" in kinds, "Stalled" in kinds
+        assert not (reconciling and stalled), "Reconciling and Stalled at once"
+        assert all(c.observed_generation == case.wish.generation for c in status.conditions)
+        assert status.message, "no message"
+        assert "None" not in status.message, status.message
+        late = status.progress_deadline_at is not None and case.now >= status.progress_deadline_at
+        stuck = late and status.phase in (Phase.PENDING, Phase.ROLLING_BACK)
+        if case.frozen or stuck or status.phase in (Phase.ROLLED_BACK, Phase.INVALID):
+            assert (kinds["Ready"], stalled) == ("False", True), (status.phase, kinds)
+        elif status.phase in (Phase.PENDING, *COMPARING, Phase.PROMOTING):
+            assert (kinds["Ready"], reconciling) == ("Unknown", True), (status.phase, kinds)
+        elif status.phase == Phase.ROLLING_BACK:
+            assert (kinds["Ready"], reconciling) == ("False", True), (status.phase, kinds)
+        serving = {r.revision for r in (status.stable,) if r}
+        if kinds["Ready"] == "True":
+            assert status.phase in (Phase.WATCHING, Phase.HEALTHY)
+            assert case.wish.revision in serving, "Ready for a spec that is not served"
+            assert not reconciling
+            assert not stalled
+
+    def history_is_kept(self, case: Case) -> None:
+        before, after = case.before, case.after
+        assert len(after.history) <= 10
+        assert before.attempt <= after.attempt <= before.attempt + 1, "attempts are counted one by one"
+        attempts = [entry.attempt for entry in after.history]
+        assert attempts == sorted(attempts, reverse=True)
+        assert len(set(attempts)) == len(attempts)
+        if after.history and before.phase is not None and after.phase not in (Phase.INVALID,):
+            assert after.history[0].attempt == after.attempt
+        rest = after.phase in (Phase.HEALTHY, Phase.ROLLED_BACK)
+        if rest and after.history:
+            assert after.history[0].outcome is not None
+            assert after.history[0].ended_at is not None
+        _steps_fit(after.step, after)
+
+
+def _steps_fit(step: StepStatus | None, status: Status) -> None:
+    if step is None:
+        assert status.phase not in (*COMPARING, Phase.PROMOTING)
+        return
+    assert status.plan[step.index].id == step.id, "the step is not in the plan"
+    assert step.display == f"{step.index + 1}/{len(status.plan)}"

@@ -1,0 +1,244 @@
+"""Whatever happens, in whatever order: a random walk through edits, requests, verdicts, outages, losses and restarts.
+
+After each of them the world decides until nothing changes any more, and every single decision is held against the rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from modelrollout.api.status import Status
+from modelrollout.decision.types import Data, GuardrailReading, Judgement
+
+from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
+
+ROUNDS = 40  # within which a world that nobody touches must come to rest
+
+STEPS: list[Any] = [
+    [{"weight": 10, "duration": "1m"}, {"weight": 50, "duration": "2m"}],
+    [{"weight": 5, "duration": "1m"}, {"weight": 10, "duration": "1m"}, {"weight": 70}],
+    [{"weight": 30, "minRequests": 100, "duration": "30s"}],
+    [{"weight": 25, "approval": True}, {"weight": 99, "duration": "1m"}],
+    None,
+]
+GATEWAY: dict[str, Any] = {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}
+BREACH = GuardrailReading("gpu", 80000.0, "≤ 70000", breaches=3, breached=True, gating=True)
+JUDGEMENTS = {
+    "neutral": NEUTRAL,
+    "good": GOOD,
+    "bad": BAD,
+    "outlier": replace(NEUTRAL, assessment=assessment(outlier=True)),
+    "both": replace(GOOD, assessment=replace(assessment(harmless=True), harm=True)),
+    "no traffic": replace(NEUTRAL, data=Data.NO_TRAFFIC, assessment=assessment(has_data=False)),
+    "split off": replace(NEUTRAL, split_off="observed 2 %, configured 10 %"),
+    "breach": replace(NEUTRAL, guardrails=(BREACH,)),
+    "breach without a value": replace(NEUTRAL, guardrails=(replace(BREACH, value=None),)),
+    "nothing": Judgement(),
+}
+AWAY = {"unavailable": Data.UNAVAILABLE, "not scraped": Data.NOT_SCRAPED}
+
+
+class Cluster(RuleBasedStateMachine):
+    """One rollout in a world where everything may happen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.salt = 0
+
+    def rest(self) -> None:
+        """Decide until nothing changes; then a decision writes nothing and says nothing (S11)."""
+        world = self.world
+        for _ in range(ROUNDS):
+            before, seen, events = world.status, world.seen(), len(world.events)
+            world.tick()
+            if world.status == before and world.seen() == seen and len(world.events) == events:
+                break
+        else:
+            raise AssertionError(f"S11: no rest: {world.status.phase}: {world.status.message}")
+        again = world.decide()
+        changed = _changed(world.status, again.status)
+        assert not changed, f"S8: what was read back over the wire is decided differently: {changed}"
+        assert not again.events, "S11: an event for nothing"
+        assert again.requeue_at is None or again.requeue_at > world.now, "a due time that is over"
+
+    @initialize(
+        ratio=st.booleans(),
+        elastic=st.booleans(),
+        replicas=st.sampled_from([1, 2, 4, 7]),
+        steps=st.sampled_from(STEPS),
+        inconclusive=st.sampled_from(["Pause", "Promote", "Rollback"]),
+        stage=st.sampled_from(["Pending", "Progressing", "Promoting", "Watching", "Watching", "RollingBack"]),
+    )
+    def begin(
+        self, ratio: bool, elastic: bool, replicas: int, steps: Any, inconclusive: str, stage: str
+    ) -> None:
+        """Walks begin where rollouts do, and in the phases that a blind walk seldom finds."""
+        base = spec_of()
+        self.world = World(
+            spec=spec_of(
+                traffic={"podRatio": {}} if ratio else GATEWAY,
+                workload={**base["workload"], "replicas": replicas, "elastic": elastic},
+                strategy={"canary": {"steps": steps}},
+                analysis={**base["analysis"], "deadline": "30m", "onInconclusive": inconclusive},
+            )
+        )
+        if stage != "Pending":
+            self.world.healthy().release("2").run(50)
+        if stage in ("Promoting", "Watching"):
+            self.world.ask("promote").until(stage)
+        if stage == "RollingBack":
+            self.world.ask("abort").until(stage)
+        self.rest()
+
+    # What people do
+
+    @rule(version=st.sampled_from(["1", "2", "3"]))
+    def release(self, version: str) -> None:
+        self.world.release(version)
+        self.rest()
+
+    @rule(replicas=st.sampled_from([1, 2, 4, 7, 12]))
+    def scale(self, replicas: int) -> None:
+        self.world.edit(workload={**self.world.spec["workload"], "replicas": replicas})
+        self.rest()
+
+    @rule(steps=st.sampled_from(STEPS))
+    def plan(self, steps: Any) -> None:
+        self.world.edit(strategy={"canary": {"steps": steps}})
+        self.rest()
+
+    @rule(paused=st.booleans())
+    def pause_spec(self, paused: bool) -> None:
+        self.world.edit(paused=paused)
+        self.rest()
+
+    @rule(holdback=st.sampled_from([0, 10, 50]), standby=st.sampled_from([0, 50, 100]))
+    def watch(self, holdback: int, standby: int) -> None:
+        self.world.edit(watch={"duration": "10m", "holdback": holdback, "standby": standby})
+        self.rest()
+
+    @rule(ratio=st.sampled_from([False, False, True]))
+    def router(self, ratio: bool) -> None:
+        self.world.edit(traffic={"podRatio": {}} if ratio else GATEWAY)
+        self.rest()
+
+    @rule(elastic=st.booleans())
+    def elastic(self, elastic: bool) -> None:
+        self.world.edit(workload={**self.world.spec["workload"], "elastic": elastic})
+        self.rest()
+
+    @rule(bad=st.sampled_from([False, False, False, True]))
+    def break_spec(self, bad: bool) -> None:
+        self.world.problem = "spec.x: write y" if bad else None
+        self.world.generation += 1
+        self.rest()
+
+    @rule(
+        verb=st.sampled_from(["approve", "promote", "abort", "retry", "pause", "resume"]),
+        right=st.sampled_from([True, True, True, False]),
+    )
+    def ask(self, verb: str, right: bool) -> None:
+        status, self.salt = self.world.status, self.salt + 1
+        role = status.candidate or (status.rejected if verb == "retry" else status.stable)
+        revision = role.revision if role and right else "aaaaaaaaaa"
+        step = f"/{status.step.id}" if status.step and verb == "approve" else ""
+        self.world.annotations[verb] = f"{revision}{step}@{self.salt}"
+        self.rest()
+
+    # What metrics say
+
+    @rule(kind=st.sampled_from([*JUDGEMENTS, "good", "neutral"]))
+    def judge(self, kind: str) -> None:
+        self.world.judged = JUDGEMENTS[kind]
+        self.rest()
+
+    @rule(kind=st.sampled_from(sorted(AWAY)), failed=st.integers(1, 4))
+    def lose_metrics(self, kind: str, failed: int) -> None:
+        since = self.world.status.outage_since or self.world.now
+        problem = "DuplicateSeries: errors"
+        self.world.judged = Judgement(
+            data=AWAY[kind], problem=problem, failed_polls=failed, outage_since=since
+        )
+        self.rest()
+
+    # What the cluster does
+
+    @rule(role=st.sampled_from(["stable", "candidate", "previous"]), count=st.sampled_from([0, 0, 1, 2, 12]))
+    def readiness(self, role: str, count: int) -> None:
+        found = getattr(self.world.status, role)
+        if found is not None:
+            self.world.lose(found.revision, count)
+            self.rest()
+
+    @rule()
+    def heal(self) -> None:
+        self.world.lost.clear()
+        self.world.broken.clear()
+        self.rest()
+
+    @rule(broken=st.sampled_from([False, False, True]))
+    def break_revision(self, broken: bool) -> None:
+        if broken:
+            self.world.broken.add(self.world.revision)
+        else:
+            self.world.broken.discard(self.world.revision)
+        self.rest()
+
+    @rule(count=st.sampled_from([1, 3]))
+    def restart_containers(self, count: int) -> None:
+        known = self.world.restarts.get(self.world.revision, 0)
+        self.world.restarts[self.world.revision] = known + count
+        self.rest()
+
+    @rule(refused=st.sampled_from([False, False, True]))
+    def route(self, refused: bool) -> None:
+        self.world.route_refused = refused
+        self.rest()
+
+    @rule(seconds=st.sampled_from([1, 7200]))
+    def restart_operator(self, seconds: int) -> None:
+        """What it had in memory is lost; pods and route tell the rest."""
+        world = self.world
+        if world.routed:
+            world.routed = (world.routed[0], world.now + seconds)
+        judged, world.judged = world.judged, Judgement()
+        world.tick(seconds)
+        self.rest()
+        world.judged = judged
+
+    @rule(seconds=st.sampled_from([1, 5, 30, 60, 600, 7200]))
+    def pass_time(self, seconds: int) -> None:
+        self.world.tick(seconds)
+        self.rest()
+
+    @rule(rounds=st.sampled_from([3, 10]), every=st.sampled_from([5, 15, 35]))
+    def live(self, rounds: int, every: int) -> None:
+        for _ in range(rounds):
+            self.world.tick(every)
+        self.rest()
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        assert len(self.world.status.retiring) <= 8
+        assert len(self.world.status.to_wire()["conditions"]) <= 6
+
+
+def _changed(before: Status, after: Status) -> dict[str, tuple[Any, Any]]:
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in type(before).model_fields}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+TestInvariants = Cluster.TestCase
+TestInvariants.settings = settings(
+    max_examples=50,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,248 @@
+"""Each safety rule was seen to fail: it is taken out of the code, and a short story must then break the rule's check.
+
+A rule that nothing can break is no rule. What is replaced is named by module and function, so a refactoring that moves a
+rule says here where it went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from modelrollout.api.status import Weights
+from modelrollout.decision import capacity, chain, clocks, decide, transitions
+from modelrollout.decision.report import report
+from modelrollout.decision.round import Round
+from modelrollout.decision.types import Data, Judgement
+
+from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
+
+
+def started(world: World) -> World:
+    """Until the clock of the first step runs."""
+    for _ in range(30):
+        world.tick(5)
+        if world.status.step and world.status.step.started_at:
+            return world
+    raise AssertionError(world.status.message)
+
+
+def tried() -> World:
+    return started(World().healthy().release("2"))
+
+
+# Stories
+
+
+def lose_the_candidate() -> None:
+    world = tried()
+    world.lose(world.revision, 1).tick(1)
+
+
+def lose_the_baseline() -> None:
+    world = tried()
+    assert world.status.stable
+    world.lose(world.status.stable.revision, 4).tick(1)
+
+
+def lose_some_pods() -> None:
+    steps = [{"weight": 50, "duration": "10m"}]
+    world = started(World(spec=spec_of(strategy={"canary": {"steps": steps}})).healthy().release("2"))
+    world.lose(world.revision, 1).tick(1)
+
+
+def become_ready() -> None:
+    World().healthy().release("2").run(20, every=1)
+
+
+def roll_back() -> None:
+    tried().judge(BAD).until("RolledBack").run(60, every=1)
+
+
+def promote_without_holdback() -> None:
+    spec = spec_of(watch={"duration": "10m", "holdback": 0, "standby": 0})
+    World(spec=spec).healthy().release("2").judge(GOOD).until("Watching", every=1).run(60, every=1)
+
+
+def promote_elastic() -> None:
+    spec = spec_of(workload={**spec_of()["workload"], "elastic": True})
+    World(spec=spec).healthy().release("2").judge(GOOD).until("Watching", every=1).run(60, every=1)
+
+
+def roll_back_from_the_watch() -> None:
+    world = World().healthy().release("2").judge(GOOD).until("Watching")
+    assert world.status.previous
+    world.lose(world.status.previous.revision, 3).judge(BAD).run(900)
+
+
+def flap_on_the_way_back() -> None:
+    world = World().healthy().release("2").judge(GOOD).until("Watching")
+    assert world.status.previous
+    previous = world.status.previous.revision
+    world.lose(previous, 3).judge(BAD).run(10).lose(previous, 2).run(10).lose(previous, 3).run(10)
+
+
+def edit_while_promoting() -> None:
+    world = World().healthy().release("2").judge(GOOD).until("Promoting")
+    world.release("3").until("Watching")
+
+
+def lose_metrics() -> None:
+    world = tried()
+    away = Judgement(data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now)
+    world.judge(GOOD, data=away.data, failed_polls=3, outage_since=world.now).run(600)
+
+
+def have_no_data() -> None:
+    tried().judge(NEUTRAL, assessment=assessment(has_data=False)).run(600)
+
+
+def pause() -> None:
+    tried().edit(paused=True).run(60).edit(paused=False).run(20)
+
+
+def scale_down() -> None:
+    world = tried()
+    world.edit(workload={**world.spec["workload"], "replicas": 2}).run(10)
+
+
+def do_nothing() -> None:
+    world = World().healthy().run(60)
+    writes = world.writes
+    world.run(60)
+    assert world.writes == writes, "S11: written though nothing changed"
+
+
+# Rules taken out
+
+
+def always_full(weight: int, ready: int, wanted: int) -> int:
+    return weight
+
+
+def keep_weights(round: Round) -> Round:
+    gone = round.comparing and round.view(round.status.candidate).ready == 0
+    return round if gone else _set_weights(round)
+
+
+def nothing_left(baseline_ready: int, size: int) -> int:
+    return 100
+
+
+def no_emergency(round: Round, *, role: str) -> Round:
+    return round.put(weights=Weights(stable=100))
+
+
+def one_is_enough(round: Round) -> int:
+    return 1
+
+
+def ready_at_once(self: Round, role: Any) -> int:
+    return self.view(role).ready
+
+
+def at_once(round: Round, role: Any, wanted: int, weight: int) -> int:
+    return wanted
+
+
+def no_drain(round: Round, role: Any) -> Any:
+    return _retire(round, role).model_copy(update={"until": round.now})
+
+
+def named(round: Round) -> Round:
+    assert round.status.candidate
+    renamed = round.status.candidate.model_copy(update={"revision": round.wish.revision})
+    return _take_over(round.put(candidate=renamed))
+
+
+def blank_counts(round: Round) -> list[Any]:
+    return []
+
+
+def never(round: Round) -> bool:
+    return False
+
+
+def forgetful(end: float | None, left: float | None, now: float) -> tuple[float | None, float | None]:
+    return (None, 0.0) if end is not None else (end, left)
+
+
+def replicas(self: Round) -> int:
+    return self.spec.workload.replicas
+
+
+def spoken(round: Round) -> Round:
+    return _report(round).put(message=f"looked at {round.now}")
+
+
+_retire, _take_over = transitions._retire, transitions.take_over
+_report, _set_weights = report, capacity.set_weights
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A rule that is taken out, and what then breaks."""
+
+    owner: Any
+    name: str
+    by: Any
+    story: Callable[[], None]
+    says: str
+
+
+TAKEN = {
+    "S1 weight stays on a candidate without ready pods": Taken(
+        decide, "set_weights", keep_weights, lose_the_candidate, "S1"
+    ),
+    "S1 weight stays on a baseline without ready pods": Taken(
+        capacity, "_emergency", no_emergency, lose_the_baseline, "S1"
+    ),
+    "S2 a weight is not lowered with its pods": Taken(
+        capacity, "_carried", always_full, lose_some_pods, "S2"
+    ),
+    "S2 one pod carries every weight": Taken(capacity, "needed", one_is_enough, lose_some_pods, "S2"),
+    "S2 a weight rises at once": Taken(Round, "settled", ready_at_once, become_ready, "S2"),
+    "S3 a standby shrinks with its promotion": Taken(
+        capacity, "_shrunk", at_once, promote_without_holdback, "S3"
+    ),
+    "S3 an elastic baseline shrinks before its weight is read back": Taken(
+        capacity, "_shrunk", at_once, promote_elastic, "S3"
+    ),
+    "S3 a rolled back candidate does not drain": Taken(transitions, "_retire", no_drain, roll_back, "S3"),
+    "S4 the way back does not look at the baseline": Taken(
+        capacity, "_carried_back", nothing_left, roll_back_from_the_watch, "S4"
+    ),
+    "S4 the way back may rise": Taken(
+        capacity, "min", lambda *numbers: numbers[-1], flap_on_the_way_back, "S4"
+    ),
+    "S5 an edit that arrives while promoting is promoted": Taken(
+        chain, "take_over", named, edit_while_promoting, "S5"
+    ),
+    "S6 an outage is overlooked": Taken(chain, "blind", never, lose_metrics, "S6"),
+    "S6 missing data are overlooked": Taken(chain, "_gating", blank_counts, have_no_data, "S6"),
+    "S8 a held clock forgets what is left": Taken(clocks, "_held", forgetful, pause, "S8"),
+    "S9 the baseline shrinks with the replicas": Taken(
+        Round, "capacity", property(replicas), scale_down, "S9"
+    ),
+    "S11 a message that changes by itself": Taken(decide, "report", spoken, do_nothing, "S11"),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN.values(), ids=TAKEN)
+def test_a_rule_that_is_taken_out_is_missed(monkeypatch: pytest.MonkeyPatch, case: Taken) -> None:
+    case.story()  # with the rule in place all is well
+    monkeypatch.setattr(case.owner, case.name, case.by, raising=False)
+    with pytest.raises(AssertionError, match=f"^({case.says})"):
+        case.story()
+
+
+def test_parking_and_restoring_hold_the_rules() -> None:
+    """The walk of test_invariants seldom stays away from its metrics for so long."""
+    world = tried()
+    world.judge(replace(NEUTRAL, data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now)).run(2000)
+    assert world.status.parked
+    world.judge(NEUTRAL).run(60)
+    assert world.rules.checked > 400
