@@ -92,7 +92,8 @@ class Reconciler:
             if committed is not rollout:
                 await self._tell(committed, before=status, decision=decision)
         self._show(key, decision)
-        return _next_round(decision, memory, around.now())
+        # What was decided now may decide more, and the watch's echo of our own write is no news.
+        return 0.0 if committed is not rollout else _next_round(decision, memory, around.now())
 
     async def _wish(self, rollout: Object, status: Status, children: Children, memory: Memory) -> Wish:
         metadata = rollout["metadata"]
