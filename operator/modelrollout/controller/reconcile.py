@@ -97,7 +97,8 @@ class Reconciler:
             if committed is not rollout:
                 await self._tell(committed, before=status, decision=decision)
         self._show(key, decision)
-        return _next_round(decision, memory, around.now())
+        # What was decided now may decide more, and the watch's echo of our own write is no news.
+        return 0.0 if committed is not rollout else _next_round(decision, memory, around.now())
 
     def _refer(self, rollout: Object, key: Key) -> None:
         """Say which objects of the user's the rollout depends on, by its spec and by the one that it acts on."""
@@ -286,10 +287,10 @@ class Reconciler:
             *key, {"stable": weights.stable, "candidate": weights.candidate, "previous": weights.previous}
         )
         metrics.show_step(*key, status.step.index + 1 if status.step else None)
-        if decision.state is None:
-            metrics.drop_evidence(*key)
         assessment = decision.assessment
-        for metric in assessment.metrics if assessment and decision.state else ():
+        shown = assessment.metrics if assessment and decision.state else ()
+        metrics.drop_evidence(*key, kept={metric.name for metric in shown})
+        for metric in shown:
             metrics.show_evidence(
                 *key,
                 metric.name,
