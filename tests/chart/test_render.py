@@ -27,6 +27,8 @@ RIGHTS = {
     ("apps", "controllerrevisions"): OWN,
     ("", "services"): OWN,
     ("gateway.networking.k8s.io", "httproutes"): OWN,
+    ("gateway.networking.k8s.io", "grpcroutes"): SEE | {"patch"},
+    ("networking.istio.io", "virtualservices"): SEE | {"patch"},
     ("", "pods"): SEE,
     ("discovery.k8s.io", "endpointslices"): SEE,
     ("autoscaling", "horizontalpodautoscalers"): {"list"},

@@ -113,6 +113,13 @@ trackConfig grants it.
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, watch, create, patch, delete]
+# Routes that the user keeps are patched, never made or deleted.
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [grpcroutes]
+  verbs: [list, watch, patch]
+- apiGroups: [networking.istio.io]
+  resources: [virtualservices]
+  verbs: [list, watch, patch]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

@@ -17,7 +17,7 @@ from ..cluster.port import Cluster
 from ..cluster.times import seconds_of
 from ..workloads.takeover import forget, ready_again, restore, scaled_from
 
-FINALIZER = f"{GROUP}/restore"
+FINALIZER = f"{GROUP}/restore-deployment"
 LONGEST = 600.0  # seconds from the deletion after which it is let go, ready or not
 LOOK_AGAIN = 2.0
 

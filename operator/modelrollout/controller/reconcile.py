@@ -18,15 +18,15 @@ from ..api.conditions import EventReason, Reason
 from ..api.spec import Spec
 from ..api.status import Status
 from ..api.validate import parse
-from ..cluster.actions import Action, Apply, Done, NameTaken, execute
-from ..cluster.errors import ClusterError, Forbidden, Invalid
-from ..cluster.kinds import DEPLOYMENT, HTTP_ROUTE, MODEL_ROLLOUT, Object
+from ..cluster.actions import Action, Apply, Done, JsonPatch, NameTaken, execute
+from ..cluster.errors import ClusterError, Forbidden, Invalid, NotFound
+from ..cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, ROUTES, Object
 from ..cluster.port import Cluster
-from ..cluster.store import Key, Store
+from ..cluster.store import Key, Ref, Store
 from ..decision.decide import decide
 from ..decision.types import Decision, Event, Judgement, Observation, RouteView, Timing, Wish
-from ..traffic import route_actions, router_of
-from ..workloads import Children, Problem, observe, pinned, workload_actions
+from ..traffic import restorations, route_actions, router_of
+from ..workloads import Children, Problem, observe, pinned, referred, workload_actions
 from ..workloads.children import revision_of
 from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
 from .acceptance import Acceptance
@@ -36,6 +36,7 @@ from .judge import Judge
 from .memory import Memories, Memory, Parsed, UnreadableStatus
 from .metrics import Metrics
 from .record import write_evidence
+from .release import hold_actions, let_go_actions, release_actions
 from .sources import Source, Sources
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ class Reconciler:
         around = self._around
         rollout = around.store.get(MODEL_ROLLOUT, key.namespace, key.name)
         if rollout is None or rollout["metadata"].get("deletionTimestamp"):
+            if rollout is not None:
+                await self._release(rollout, key)
+            around.store.refer(key, ())
             if self._memories.forget(key):
                 around.metrics.drop_rollout(key.namespace, key.name)
             around.sources.forget(key)
@@ -78,6 +82,7 @@ class Reconciler:
         status = read_status(rollout)
         source = await self._source(key, rollout, status, memory)
         now = around.now()
+        self._refer(rollout, key)
         children = around.sources.children(key, rollout, (source.spec, source.fallback), status)
         wish = await self._wish(rollout, source, status, children, memory)
         asked = wish.spec or wish.fallback
@@ -98,8 +103,38 @@ class Reconciler:
             if committed is not rollout:
                 await self._tell(committed, before=status, decision=decision)
         self._show(key, decision)
-        # What was decided now may decide more: nothing else need happen for a round to follow.
+        # What was decided now may decide more, and the watch's echo of our own write is no news.
         return 0.0 if committed is not rollout else _next_round(decision, memory, around.now())
+
+    def _refer(self, rollout: Object, key: Key) -> None:
+        """Say which objects of the user's the rollout depends on, by its spec and by the one that it acts on."""
+        refs = {Ref(kind, key.namespace, name) for kind, name in referred(rollout)}
+        self._around.store.refer(key, refs)
+
+    def _children(self, key: Key) -> Children:
+        store = self._around.store
+        return Children.from_store(store.children(*key), store.referred(key))
+
+    async def _release(self, rollout: Object, key: Key) -> None:
+        """Restore what is the user's, then let the ModelRollout go. Raises the errors of `cluster.errors`."""
+        cluster, store = self._around.cluster, self._around.store
+        self._refer(rollout, key)
+
+        def done(result: Done) -> None:
+            # Not the ModelRollout: it may be gone before its last answer arrives.
+            if result.obj is not None and result.obj["kind"] != MODEL_ROLLOUT.kind:
+                store.wrote(result.obj)
+
+        try:
+            for _ in range(3):  # restore, give back, and let go
+                actions = release_actions(rollout, self._children(key))
+                await execute(cluster, actions, done=done)
+                if all(getattr(action, "kind", None) is MODEL_ROLLOUT for action in actions):
+                    return
+        except (Forbidden, Invalid, NotFound) as error:
+            _log.warning("%s/%s: what is the user's can't be restored, letting go: %s", *key, error)
+            actions = release_actions(rollout, self._children(key), refused=True)
+            await execute(cluster, actions, done=done)
 
     async def _source(self, key: Key, rollout: Object, status: Status, memory: Memory) -> Source:
         """What the object asks for, whole; it is parsed once for each generation."""
@@ -211,21 +246,25 @@ class Reconciler:
             if result.obj is not None:
                 self._around.store.wrote(result.obj)
             action = result.action
-            if isinstance(action, Apply) and action.drift and result.changed:
-                route = action.obj["kind"] == HTTP_ROUTE.kind
+            if isinstance(action, Apply | JsonPatch) and action.drift and result.changed and result.obj:
+                route = result.obj["kind"] in {kind.kind for kind in ROUTES}
                 reason = EventReason.TRAFFIC_DRIFT if route else EventReason.DRIFT_CORRECTED
-                name = f"{action.obj['kind']} {action.obj['metadata']['name']}"
+                name = f"{result.obj['kind']} {result.obj['metadata']['name']}"
                 notes.append(Event(reason, f"{name}: {action.drift} was put right"))
                 if route:
                     memory.note_revert(action.drift.rpartition("(by ")[2].rstrip(")"), now)
 
         failed: list[ClusterError] = []
         try:
+            failed += await self._carry_out(hold_actions(rollout, spec), done)
+            # Not held, nothing of the user's is changed that would have to be restored; what is changed goes on.
+            bars = bool(failed) and not restorations(rollout, self._children(key))
             for step in (workload_actions, route_actions):
-                if step is route_actions and memory.holds_back(now):
+                if step is route_actions and (bars or memory.holds_back(now)):
                     continue
                 children = self._around.sources.children(key, rollout, (spec,), status)
                 failed += await self._carry_out(step(rollout, spec, status, children, now), done)
+            failed += await self._carry_out(let_go_actions(rollout, spec, self._children(key)), done)
             if any(isinstance(error, NameTaken) for error in failed):
                 self._around.acceptance.taken(memory)
             if failed and memory.trouble != failed[0].message:

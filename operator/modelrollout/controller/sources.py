@@ -65,7 +65,7 @@ class Sources:
         if problem is not None:
             return Source(spec, fallback, "", problem)
         if spec.workload.services is None:
-            children = Children.from_store(self._store.children(*key))
+            children = self._plain_children(key)
             written, problem = hash_revision(spec), switched(spec, status, children)
             return _undone(Source(spec, fallback, written, problem, written), rollout, status, children)
         children = self.children(key, rollout, [spec], status)
@@ -75,7 +75,7 @@ class Sources:
 
     def children(self, key: Key, rollout: Object, specs: Iterable[Spec | None], status: Status) -> Children:
         """What belongs to the rollout, with the user's Services in front of its revisions and the pods behind them."""
-        children = Children.from_store(self._store.children(*key))
+        children = self._plain_children(key)
         own = [spec for spec in specs if spec is not None and spec.workload.services is not None]
         if not own:
             return children
@@ -93,6 +93,9 @@ class Sources:
             children = bind(rollout, spec, status, children)
         return children
 
+    def _plain_children(self, key: Key) -> Children:
+        return Children.from_store(self._store.children(*key), self._store.referred(key))
+
     @staticmethod
     def pinned(spec: Spec, status: Status) -> str | None:
         """The revision behind the user's stable Service, as long as nothing is known of the rollout."""
@@ -101,7 +104,7 @@ class Sources:
     async def _refer(self, key: Key, specs: list[Spec], status: Status) -> None:
         seen: set[object] = set()
         for _ in range(_DEPTH):
-            children = Children.from_store(self._store.children(*key))
+            children = self._plain_children(key)
             wanted = interests(
                 key.namespace,
                 specs,

@@ -23,8 +23,10 @@ from ..cluster.kinds import (
     HTTP_ROUTE,
     REVISION_LABEL,
     ROLLOUT_LABEL,
+    ROUTES,
     SERVICE,
     SERVICE_NAME_LABEL,
+    STEERED_BY_ANNOTATION,
     Kind,
     Object,
     kind_of,
@@ -51,10 +53,13 @@ class Children:
     pods: Mapping[str, Pod] = field(default_factory=dict)
     routes: Mapping[str, Object] = field(default_factory=dict)
     bound: Mapping[str, str] = field(default_factory=dict)  # revision → the user's Service in front of it
+    # Objects that the user keeps, by kind and name: those that the spec names, and routes that are still steered.
+    borrowed: Mapping[tuple[str, str], Object] = field(default_factory=dict)
 
     @classmethod
-    def from_store(cls, found: store.Children) -> Children:
-        """The children that the store found, by name."""
+    def from_store(cls, found: store.Children, referred: Iterable[Object] = ()) -> Children:
+        """The children that the store found, by name, and the user's objects that the spec refers to."""
+        steered = [obj for kind in ROUTES for obj in found.of(kind) if steered_by(obj)]
 
         def named(kind: Kind) -> dict[str, Object]:
             return {name_in(obj): obj for obj in found.of(kind)}
@@ -67,8 +72,13 @@ class Children:
             services=named(SERVICE),
             endpointslices=named(ENDPOINT_SLICE),
             pods={pod.name: pod for pod in found.pods},
-            routes=named(HTTP_ROUTE),
             bound={revision: str(service) for revision, service in own.items() if revision and service},
+            routes={
+                name: obj
+                for name, obj in named(HTTP_ROUTE).items()
+                if not steered_by(obj) or ROLLOUT_LABEL in labels_of(obj)
+            },
+            borrowed={(str(obj["kind"]), name_in(obj)): obj for obj in (*steered, *referred)},
         )
 
     def service_of(self, rollout: Mapping[str, Any], revision: str) -> str:
@@ -91,7 +101,8 @@ class Children:
     @property
     def routed_services(self) -> frozenset[str]:
         """Names of the Services that a route sends requests to, or copies of them."""
-        return frozenset(name for route in self.routes.values() for name in _backends(route.get("spec")))
+        routes = (*self.routes.values(), *self.borrowed.values())
+        return frozenset(name for route in routes for name in _backends(route.get("spec")))
 
 
 def pod_names(slices: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -108,6 +119,8 @@ def _backends(value: Any) -> Iterator[str]:
         for key, item in value.items():
             if key in ("backendRefs", "backendRef"):
                 yield from (str(ref["name"]) for ref in (item if isinstance(item, list) else [item]))
+            elif key in ("destination", "mirror") and isinstance(item, dict):
+                yield str(item.get("host") or "").partition(".")[0]
             yield from _backends(item)
 
 
@@ -230,6 +243,12 @@ def labels_of(obj: Mapping[str, Any]) -> Mapping[str, str]:
 def revision_of(obj: Mapping[str, Any]) -> str | None:
     """The revision that a child belongs to; None for one that belongs to the rollout as a whole."""
     return labels_of(obj).get(REVISION_LABEL)
+
+
+def steered_by(obj: Mapping[str, Any]) -> str | None:
+    """The ModelRollout that steers a route of the user's at present."""
+    by = (obj["metadata"].get("annotations") or {}).get(STEERED_BY_ANNOTATION)
+    return str(by) if by else None
 
 
 def deleting(obj: Mapping[str, Any]) -> bool:

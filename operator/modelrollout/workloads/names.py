@@ -12,7 +12,7 @@ from typing import Any
 
 from ..api.conditions import Reason
 from ..api.spec import Spec
-from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, SERVICE, Kind, Object
+from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, ROUTES, SERVICE, Kind, Object
 from .children import Ownership, Problem, child_name, labels_of, name_in, ownership
 
 _REVISION_NAME = re.compile(r"-[a-z2-7]{10}")
@@ -77,8 +77,10 @@ def _claims(rollout: Mapping[str, Any]) -> list[tuple[str, str]]:
     return list(claims)
 
 
+_ROUTES = frozenset(kind.kind for kind in ROUTES)
 _REFERENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("HTTPRoute", ("traffic", "httpRoute", "name")),
+    ("GRPCRoute", ("traffic", "grpcRoute", "name")),
     ("VirtualService", ("traffic", "istio", "virtualService", "name")),
     ("Deployment", ("workload", "deploymentRef", "name")),
     ("Service", ("workload", "services", "stable", "name")),
@@ -90,6 +92,11 @@ def _text(value: Any, *path: str) -> str | None:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, str) else None
+
+
+def referred(rollout: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Kind and name of the routes that a ModelRollout names, read leniently: it may be an invalid one."""
+    return {claim for claim in _claims(rollout) if claim[0] in _ROUTES}
 
 
 def selector_overlap(
