@@ -94,6 +94,8 @@ PROGRAMS: Mapping[str, Program] = {
     )
 }
 GATEWAY_MODULE = "sigs.k8s.io/gateway-api"
+ISTIO_MODULE = "istio.io/api"
+ISTIO_CRD = "virtualservices.networking.istio.io"
 
 
 def build(say: Say = print) -> None:
@@ -101,6 +103,7 @@ def build(say: Say = print) -> None:
     for name in PROGRAMS:
         program(name, say)
     gateway_crds(say)
+    istio_crds(say)
 
 
 def program(name: str, say: Say = print) -> Path:
@@ -149,28 +152,49 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 def gateway_crds(say: Say = print) -> Path:
     """The folder with the standard channel of the Gateway API's CRDs, copied from the Go module into the cache."""
-    folder = LAB / "crds"
+
+    def copy(source: Path, target: Path) -> None:
+        shutil.copytree(source / "config" / "crd" / "standard", target, copy_function=shutil.copyfile)
+
+    return _crds("crds", GATEWAY_MODULE, "gateway-api", "the Gateway API", copy, say)
+
+
+def istio_crds(say: Say = print) -> Path:
+    """The folder with the CRD of Istio's VirtualService, taken from the Go module into the cache."""
+
+    def copy(source: Path, target: Path) -> None:
+        manifests = (source / "kubernetes" / "customresourcedefinitions.gen.yaml").read_text()
+        wanted = [one for one in manifests.split("\n---\n") if f"\n  name: {ISTIO_CRD}\n" in one]
+        if len(wanted) != 1:
+            raise LabError(
+                f"{ISTIO_MODULE} has {len(wanted)} CRDs {ISTIO_CRD}, not one: is it another release?"
+            )
+        target.mkdir()
+        (target / "networking.istio.io_virtualservices.yaml").write_text(wanted[0])
+
+    return _crds("istio", ISTIO_MODULE, "istio", "Istio's API", copy, say)
+
+
+def _crds(
+    name: str, module: str, cached: str, what: str, copy: Callable[[Path, Path], None], say: Say
+) -> Path:
+    """A folder in the cache that `copy` fills from the Go module that a folder of the lab pins."""
+    folder = LAB / name
     key = hashlib.sha256((folder / "go.sum").read_bytes()).hexdigest()[:12]
-    target = cache_folder() / f"gateway-api-{key}"
+    target = cache_folder() / f"{cached}-{key}"
     if target.exists():
         return target
-    with _locked(target.with_suffix(".lock"), say, "another process fetches the Gateway API"):
+    with _locked(target.with_suffix(".lock"), say, f"another process fetches {what}"):
         if not target.exists():
             go = _go(say)
-            _run([go, "mod", "download", GATEWAY_MODULE], folder, "fetching the Gateway API's module")
-            source = _run(
-                [go, "list", "-m", "-f", "{{.Dir}}", GATEWAY_MODULE], folder, "finding the Gateway API"
-            )
+            _run([go, "mod", "download", module], folder, f"fetching the module of {what}")
+            source = _run([go, "list", "-m", "-f", "{{.Dir}}", module], folder, f"finding {what}")
             unfinished = target.with_suffix(f".{os.getpid()}")
-            shutil.copytree(
-                Path(source.strip()) / "config" / "crd" / "standard",
-                unfinished,
-                copy_function=shutil.copyfile,
-            )
+            copy(Path(source.strip()), unfinished)
             # The module cache is read-only, and so would be its copy.
             unfinished.chmod(0o755)
             unfinished.replace(target)
-            say(f"fetched the Gateway API's CRDs: {target}")
+            say(f"fetched the CRDs of {what}: {target}")
     return target
 
 

@@ -54,7 +54,14 @@ _CONTROLLERS = (
 )
 
 # What the lab's gateway serves. The other CRDs would cost a second of the API server's start for nobody.
-_SERVED_KINDS = {"gatewayclasses", "gateways", "httproutes", "referencegrants"}
+_SERVED_KINDS = {
+    "gatewayclasses",
+    "gateways",
+    "grpcroutes",
+    "httproutes",
+    "referencegrants",
+    "virtualservices",
+}
 
 # The end of every request, without bodies. Probes of the API server's own health would only be noise.
 _AUDIT_POLICY = {

@@ -20,13 +20,15 @@ OWN = SEE | {"get", "create", "patch", "delete"}
 
 # All that the operator may do in a namespace that it serves. A right that is added here is one that an intruder gains.
 RIGHTS = {
-    ("modelrollout.dev", "modelrollouts"): SEE,
+    ("modelrollout.dev", "modelrollouts"): SEE | {"patch"},
     ("modelrollout.dev", "modelrollouts/status"): {"update"},
     ("modelrollout.dev", "modelrollouts/finalizers"): {"update"},
     ("apps", "deployments"): OWN,
     ("apps", "controllerrevisions"): OWN,
     ("", "services"): OWN,
     ("gateway.networking.k8s.io", "httproutes"): OWN,
+    ("gateway.networking.k8s.io", "grpcroutes"): SEE | {"patch"},
+    ("networking.istio.io", "virtualservices"): SEE | {"patch"},
     ("", "pods"): SEE,
     ("discovery.k8s.io", "endpointslices"): SEE,
     ("autoscaling", "horizontalpodautoscalers"): {"list"},

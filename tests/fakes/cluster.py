@@ -167,7 +167,7 @@ class FakeCluster:
         def act() -> Object:
             patched = copy.deepcopy(self._live(ref))
             for operation in operations:
-                _patch(patched, copy.deepcopy(dict(operation)))
+                apply_operation(patched, copy.deepcopy(dict(operation)))
             return self._update(ref, patched, manager=OURS)
 
         return await self._write("patch", _stub(kind, namespace, name), act)
@@ -567,7 +567,7 @@ def _cut(tree: Any, path: Path) -> None:
     del tree[path[0]]
 
 
-def _patch(obj: Any, operation: dict[str, Any]) -> None:
+def apply_operation(obj: Any, operation: dict[str, Any]) -> None:
     """One operation of RFC 6902: test, add, replace or remove."""
     steps = [s.replace("~1", "/").replace("~0", "~") for s in operation["path"].split("/")[1:]]
     failed = Conflict(f"testing value {operation['path']} failed", status=422)

@@ -92,9 +92,10 @@ What the operator does in a namespace that it serves, and nothing more. It reads
 owns revisions (ControllerRevisions), their Deployments and Services, and routes. It reads no Secret and no ConfigMap.
 */ -}}
 {{- define "modelrollout.rules" -}}
+# Patch is for the finalizer of rollouts that work in a route of the user's.
 - apiGroups: [modelrollout.dev]
   resources: [modelrollouts]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
 - apiGroups: [modelrollout.dev]
   resources: [modelrollouts/status]
   verbs: [update]
@@ -111,6 +112,13 @@ owns revisions (ControllerRevisions), their Deployments and Services, and routes
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, watch, create, patch, delete]
+# Routes that the user keeps are patched, never made or deleted.
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [grpcroutes]
+  verbs: [list, watch, patch]
+- apiGroups: [networking.istio.io]
+  resources: [virtualservices]
+  verbs: [list, watch, patch]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

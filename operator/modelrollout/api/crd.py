@@ -24,6 +24,7 @@ _LIST_KEYS: dict[tuple[type[Model], str], str] = {**LIST_KEYS, (Status, "conditi
 _NEEDED = {(Spec, "analysis")}
 _KEPT_AS_IS = {
     "type", "format", "enum", "pattern", "required", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems",
+    "maxProperties",
     "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields",
 }  # fmt: skip
 _ALLOWED = _KEPT_AS_IS | {
@@ -126,7 +127,7 @@ def model_schema(model: type[Model], *, in_union: bool = False) -> JsonObject:
         node = _node(written["properties"][name], definitions, info.annotation, in_union=in_union or member)
         if in_union or member:
             default = node.pop("default", None)
-            if default not in (None, []):
+            if default not in (None, [], {}):
                 node[IN_MEMORY] = default
         elif (model, attribute) not in _NEEDED and not info.is_required() and _has_default(node):
             node.setdefault("default", {})  # so that the defaults inside apply when the object is left out
@@ -144,6 +145,8 @@ def _node(
 ) -> JsonObject:
     """One field: what pydantic wrote, without what structural schemas forbid."""
     written = _without_null(written)
+    if "patternProperties" in written:  # a pattern of keys, which no structural schema has
+        (written["additionalProperties"],) = written["patternProperties"].values()
     node: JsonObject = {}
     inner = _class_in(annotation)
     if inner is not None and issubclass(inner, Model):

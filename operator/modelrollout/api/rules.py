@@ -14,13 +14,18 @@ from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 from .spec import (
+    UNION_MEMBERS,
     Analysis,
     Canary,
+    GatewayAPI,
     Guardrail,
     Latency,
     Metric,
     PathMatch,
+    PathModifier,
     Ratio,
+    RouteFilter,
+    RouteTimeouts,
     Score,
     Service,
     Spec,
@@ -177,6 +182,18 @@ def _port_is_clear(spec: Spec) -> bool:
 _METRIC_NEEDED = 'analysis.metrics needs at least one metric: add one, or set analysis.mode: "Off" to release without proof'
 
 
+def _set(part: Model, attributes: tuple[str, ...]) -> int:
+    return sum(getattr(part, attribute) is not None for attribute in attributes)
+
+
+def _one_router(traffic: Traffic) -> bool:
+    return _set(traffic, UNION_MEMBERS[Traffic]) <= 1
+
+
+def _one_filter(one: RouteFilter) -> bool:
+    return _set(one, UNION_MEMBERS[RouteFilter]) == 1
+
+
 def _step_names_differ(canary: Canary) -> bool:
     names = [step.name for step in canary.steps or () if step.name]
     return len(names) == len(set(names))
@@ -217,9 +234,50 @@ RULES: tuple[Rule[Any], ...] = (
     Rule(
         Traffic,
         "",
-        "traffic takes only one of gatewayAPI and podRatio: remove the other",
-        "[has(self.gatewayAPI), has(self.podRatio)].filter(member, member).size() <= 1",
-        lambda traffic: traffic.gateway_api is None or traffic.pod_ratio is None,
+        "traffic takes only one of gatewayAPI, httpRoute, grpcRoute, istio and podRatio: remove the others",
+        "[has(self.gatewayAPI), has(self.httpRoute), has(self.grpcRoute), has(self.istio), has(self.podRatio)]"
+        ".filter(member, member).size() <= 1",
+        _one_router,
+    ),
+    Rule(
+        GatewayAPI,
+        "annotations",
+        "gatewayAPI.annotations must not begin with modelrollout.dev/, which the operator keeps for itself: rename them",
+        "!has(self.annotations) || self.annotations.all(key, !key.startsWith('modelrollout.dev/'))",
+        lambda gateway: not any(key.startswith("modelrollout.dev/") for key in gateway.annotations),
+    ),
+    Rule(
+        RouteFilter,
+        "",
+        "gatewayAPI.filters: each takes exactly one of requestHeaderModifier, responseHeaderModifier, urlRewrite and "
+        "extensionRef: add one or remove the others",
+        "[has(self.requestHeaderModifier), has(self.responseHeaderModifier), has(self.urlRewrite), has(self.extensionRef)]"
+        ".filter(member, member).size() == 1",
+        _one_filter,
+    ),
+    Rule(
+        PathModifier,
+        "",
+        "urlRewrite.path needs the field that its type names, and not the other: write replaceFullPath for "
+        "ReplaceFullPath, replacePrefixMatch for ReplacePrefixMatch",
+        "has(self.replaceFullPath) == (self.type == 'ReplaceFullPath') && "
+        "has(self.replacePrefixMatch) == (self.type == 'ReplacePrefixMatch')",
+        lambda path: (
+            (path.replace_full_path is not None) == (path.type == "ReplaceFullPath")
+            and (path.replace_prefix_match is not None) == (path.type == "ReplacePrefixMatch")
+        ),
+    ),
+    Rule(
+        RouteTimeouts,
+        "backendRequest",
+        "timeouts.backendRequest must not be longer than timeouts.request: the request would be over before",
+        "!has(self.request) || !has(self.backendRequest) || duration(self.request) == duration('0s') || "
+        "duration(self.backendRequest) <= duration(self.request)",
+        lambda timeouts: (
+            not timeouts.request
+            or timeouts.backend_request is None
+            or timeouts.backend_request <= timeouts.request
+        ),
     ),
     Rule(
         PathMatch,

@@ -22,12 +22,14 @@ KIND = "ModelRollout"
 PLURAL = "modelrollouts"
 
 MetricKind = Literal["ratio", "score", "latency", "guardrail"]
-Router = Literal["gatewayAPI", "podRatio"]
+Router = Literal["gatewayAPI", "httpRoute", "grpcRoute", "istio", "podRatio"]
 
 _SERVICE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 _LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _HOSTNAME = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_KIND = r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"
+_ANNOTATION = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
 ServiceName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_SERVICE_NAME)]
 DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_LABEL)]
@@ -39,6 +41,8 @@ LabelName = Annotated[
 HeaderName = Annotated[
     str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$")
 ]
+AnnotationKey = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=_ANNOTATION)]
+AnnotationValue = Annotated[str, StringConstraints(max_length=4096)]
 PortNumber = Annotated[int, Field(strict=True, ge=1, le=65535)]
 
 
@@ -191,6 +195,80 @@ class RouteMatch(Model):
     """The HTTP method; left out: every method."""
 
 
+class HeaderValue(Model):
+    """A header and its value."""
+
+    name: HeaderName
+    """Name of the header."""
+    value: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    """Its value."""
+
+
+class HeaderModifier(Model):
+    """Headers that are changed on their way."""
+
+    set: Annotated[tuple[HeaderValue, ...], Field(max_length=16)] = ()
+    """Headers that get this value, whatever they had."""
+    add: Annotated[tuple[HeaderValue, ...], Field(max_length=16)] = ()
+    """Headers that get this value besides those that they have."""
+    remove: Annotated[tuple[HeaderName, ...], Field(max_length=16)] = ()
+    """Headers that are taken away."""
+
+
+class PathModifier(Model):
+    """How the path of a request is changed."""
+
+    type: Literal["ReplaceFullPath", "ReplacePrefixMatch"]
+    """What is replaced: the whole path, or the prefix that was matched."""
+    replace_full_path: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    """The new path, for ReplaceFullPath."""
+    replace_prefix_match: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    """The new prefix, for ReplacePrefixMatch."""
+
+
+class URLRewrite(Model):
+    """What the model server sees in place of what the caller wrote."""
+
+    hostname: Hostname | None = None
+    """The host name that the model server sees."""
+    path: PathModifier | None = None
+    """The path that the model server sees."""
+
+
+class ExtensionRef(Model):
+    """A filter of the gateway's own, in the namespace of the ModelRollout."""
+
+    group: ObjectName
+    """API group of the filter."""
+    kind: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_KIND)]
+    """Kind of the filter."""
+    name: ObjectName
+    """Name of the filter."""
+
+
+class RouteFilter(Model):
+    """A filter of the Gateway API on the route: one of its members. A mirror is not among them: that is the strategy's."""
+
+    request_header_modifier: HeaderModifier | None = None
+    """Changes headers of requests."""
+    response_header_modifier: HeaderModifier | None = None
+    """Changes headers of answers."""
+    url_rewrite: URLRewrite | None = None
+    """Changes the host name or the path of requests."""
+    extension_ref: ExtensionRef | None = None
+    """Names a filter of the gateway's own."""
+
+
+class RouteTimeouts(Model):
+    """How long the gateway waits."""
+
+    request: Duration | None = None
+    """For the whole request, retries included; 0s: without end. Not longer than analysis.settle, or requests are
+    missed that end late."""
+    backend_request: Duration | None = None
+    """For one attempt at one pod; not longer than `request`."""
+
+
 class GatewayAPI(Model):
     """The split is made by an HTTPRoute (gateway.networking.k8s.io/v1) that the operator owns."""
 
@@ -202,6 +280,39 @@ class GatewayAPI(Model):
     """Requests that the route takes; left out: every request."""
     port: DnsLabel | None = None
     """Name of the service port that is routed to; needed when there are several."""
+    filters: Annotated[tuple[RouteFilter, ...], Field(max_length=16)] = ()
+    """What the gateway changes of requests and answers."""
+    timeouts: RouteTimeouts | None = None
+    """How long the gateway waits; left out: as the gateway is configured."""
+    annotations: Annotated[dict[AnnotationKey, AnnotationValue], Field(max_length=32)] = Field(
+        default_factory=dict
+    )
+    """Annotations of the route, for the gateway and for tools such as external-dns."""
+
+
+class RouteReference(Model):
+    """A route that the user keeps, in the namespace of the ModelRollout."""
+
+    name: ObjectName
+    """Name of the route. In each of its rules the backendRefs that name the Service `service.name` are replaced while
+    two revisions have traffic, and restored when one has all of it; nothing else of the route is touched."""
+
+
+class VirtualServiceRef(Model):
+    """A route in a VirtualService that the user keeps, in the namespace of the ModelRollout."""
+
+    name: ObjectName
+    """Name of the VirtualService."""
+    route: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = None
+    """Name of the one of its http routes that is split; needed when there are several."""
+
+
+class Istio(Model):
+    """The split is made by a VirtualService (networking.istio.io/v1) that the user keeps."""
+
+    virtual_service: VirtualServiceRef
+    """The VirtualService. In its http route the destinations whose host is the Service `service.name` are replaced while
+    two revisions have traffic, and restored when one has all of it; nothing else of it is touched."""
 
 
 class PodRatio(Model):
@@ -213,13 +324,25 @@ class Traffic(Model):
 
     gateway_api: GatewayAPI | None = Field(default=None, alias="gatewayAPI")
     """The split is made by an HTTPRoute (gateway.networking.k8s.io/v1) that the operator owns."""
+    http_route: RouteReference | None = None
+    """The split is made in an HTTPRoute (gateway.networking.k8s.io/v1) that the user keeps."""
+    grpc_route: RouteReference | None = None
+    """The split is made in a GRPCRoute (gateway.networking.k8s.io/v1) that the user keeps."""
+    istio: Istio | None = None
+    """The split is made in a VirtualService (networking.istio.io/v1) that the user keeps."""
     pod_ratio: PodRatio | None = None
     """The split is made by the ratio of ready pods behind one Service; needs no router, and splits connections."""
 
     @property
     def router(self) -> Router:
         """The member that is set, or podRatio."""
-        return "gatewayAPI" if self.gateway_api is not None else "podRatio"
+        members: tuple[tuple[Router, Model | None], ...] = (
+            ("gatewayAPI", self.gateway_api),
+            ("httpRoute", self.http_route),
+            ("grpcRoute", self.grpc_route),
+            ("istio", self.istio),
+        )
+        return next((name for name, member in members if member is not None), "podRatio")
 
 
 class Step(Model):
@@ -503,7 +626,8 @@ class Spec(Model):
 
 UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {
     Workload: ("template",),
-    Traffic: ("gateway_api", "pod_ratio"),
+    Traffic: ("gateway_api", "http_route", "grpc_route", "istio", "pod_ratio"),
+    RouteFilter: ("request_header_modifier", "response_header_modifier", "url_rewrite", "extension_ref"),
     Strategy: ("canary",),
     Metric: ("ratio", "score", "latency", "guardrail"),
 }

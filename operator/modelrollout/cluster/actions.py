@@ -52,13 +52,14 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class JsonPatch:
-    """A JSON patch (RFC 6902); its first operations are `test`s of what was seen."""
+    """A JSON patch (RFC 6902); its first operations are `test`s of what was seen. `drift` as in Apply."""
 
     kind: Kind
     namespace: str
     name: str
     operations: tuple[Mapping[str, Any], ...]
     why: str
+    drift: str = ""
 
 
 Action: TypeAlias = Apply | Create | Delete | JsonPatch

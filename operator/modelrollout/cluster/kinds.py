@@ -15,6 +15,8 @@ Object = dict[str, Any]
 ROLLOUT_LABEL = "modelrollout.dev/rollout"
 REVISION_LABEL = "modelrollout.dev/revision"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+STEERED_BY_ANNOTATION = "modelrollout.dev/steered-by"
+"""On a route that the user keeps, while it is not as the user wrote it: the ModelRollout that will restore it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,14 @@ POD = Kind("", "v1", "pods", "Pod")
 NAMESPACE = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 ENDPOINT_SLICE = Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 HTTP_ROUTE = Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
+GRPC_ROUTE = Kind("gateway.networking.k8s.io", "v1", "grpcroutes", "GRPCRoute")
+VIRTUAL_SERVICE = Kind("networking.istio.io", "v1", "virtualservices", "VirtualService")
 HORIZONTAL_POD_AUTOSCALER = Kind("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
 LEASE = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 EVENT = Kind("events.k8s.io", "v1", "events", "Event")
+
+ROUTES = (HTTP_ROUTE, GRPC_ROUTE, VIRTUAL_SERVICE)
+"""Kinds that say where requests go. The user may keep them, so they are watched whether they carry our label or not."""
 
 KINDS: Mapping[tuple[str, str], Kind] = {
     (kind.api_version, kind.kind): kind
@@ -71,6 +78,8 @@ KINDS: Mapping[tuple[str, str], Kind] = {
         NAMESPACE,
         ENDPOINT_SLICE,
         HTTP_ROUTE,
+        GRPC_ROUTE,
+        VIRTUAL_SERVICE,
         HORIZONTAL_POD_AUTOSCALER,
         LEASE,
         EVENT,

@@ -18,18 +18,21 @@ from typing import Any, NamedTuple, TypeVar
 from modelrollout.cluster.kinds import (
     DEPLOYMENT,
     ENDPOINT_SLICE,
-    HTTP_ROUTE,
     MODEL_ROLLOUT,
     POD,
     ROLLOUT_LABEL,
+    ROUTES,
     SERVICE,
     SERVICE_NAME_LABEL,
+    STEERED_BY_ANNOTATION,
     Kind,
     Object,
     kind_of,
 )
 from modelrollout.cluster.managed_fields import slim_managed_fields
 from modelrollout.cluster.pods import Pod, strip
+
+_ROUTES = frozenset(kind.kind for kind in ROUTES)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -155,6 +158,11 @@ class Store:
         for ref in references:
             self._watchers[ref].add(key)
 
+    def referred(self, key: Key) -> list[Object]:
+        """The objects that a rollout was said to depend on, as far as they exist; Pods are left out."""
+        refs = sorted(self._references.get(key, ()))
+        return [self._entries[ref].obj for ref in refs if ref in self._entries and ref.kind != POD.kind]
+
     def get(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
         """An object of a kind other than Pod."""
         entry = self._entries.get(Ref(kind.kind, namespace or "", name))
@@ -176,7 +184,8 @@ class Store:
         return frozenset(self._watchers.get(Ref(kind.kind, namespace, name), ()))
 
     def children(self, namespace: str, rollout: str) -> Children:
-        """What carries the rollout's label or its owner reference, and the EndpointSlices of those Services."""
+        """What carries the rollout's label or its owner reference, the EndpointSlices of those Services, and the routes
+        that it steers."""
         key = Key(namespace, rollout)
         refs = set(self._by_rollout.get(key, ()))
         parent = self._entries.get(Ref(MODEL_ROLLOUT.kind, namespace, rollout))
@@ -266,6 +275,8 @@ def _entry(obj: Object) -> _Entry:
     labels = metadata.get("labels") or {}
     kind = str(obj["kind"])
     rollout = labels.get(ROLLOUT_LABEL)
+    if rollout is None and kind in _ROUTES:
+        rollout = (metadata.get("annotations") or {}).get(STEERED_BY_ANNOTATION)
     service = labels.get(SERVICE_NAME_LABEL) if kind == ENDPOINT_SLICE.kind else None
     owners = metadata.get("ownerReferences") or ()
     pod = strip(obj) if kind == POD.kind else None
@@ -283,7 +294,7 @@ def _entry(obj: Object) -> _Entry:
 def _slim(obj: Object, kind: str) -> Object:
     """With managedFields only where somebody else's writes are told from ours, and there without their bulk."""
     entries = obj["metadata"].get("managedFields")
-    if entries is None or kind == HTTP_ROUTE.kind:
+    if entries is None or kind in _ROUTES:
         return obj
     metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
     if kind in (DEPLOYMENT.kind, SERVICE.kind):

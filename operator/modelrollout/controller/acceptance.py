@@ -97,7 +97,8 @@ class Acceptance:
 
     def _plain(self, rollout: Object, spec: Spec, status: Status, children: Children) -> Problem | None:
         """What is seen without a request."""
-        for problem in router_of(spec).validate(spec):
+        router = router_of(spec)
+        for problem in (*router.validate(spec), *router.problems(rollout, spec, children)):
             return problem
         analysis = spec.analysis
         if analysis.mode == "On" and analysis.prometheus not in self._servers:

@@ -17,10 +17,10 @@ from ..cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     ENDPOINT_SLICE,
-    HTTP_ROUTE,
     MODEL_ROLLOUT,
     POD,
     ROLLOUT_LABEL,
+    ROUTES,
     SERVICE,
     Kind,
     Object,
@@ -33,11 +33,11 @@ CHILDREN: tuple[Kind, ...] = (
     SERVICE,
     ENDPOINT_SLICE,
     POD,
-    HTTP_ROUTE,
 )
 """Kinds of which only objects with our label are watched."""
 
-WATCHED: tuple[Kind, ...] = (MODEL_ROLLOUT, *CHILDREN)
+WATCHED: tuple[Kind, ...] = (MODEL_ROLLOUT, *CHILDREN, *ROUTES)
+"""All that is watched. The user's routes carry no label of ours between rollouts, so of routes all are."""
 
 # (kind, object, whether it is gone, whether it comes from a fresh listing)
 Seen = Callable[[Kind, Object, bool, bool], None]
@@ -45,7 +45,7 @@ Seen = Callable[[Kind, Object, bool, bool], None]
 
 def selector_of(kind: Kind) -> str | None:
     """The label selector that a kind is watched and listed with."""
-    return None if kind is MODEL_ROLLOUT else ROLLOUT_LABEL
+    return ROLLOUT_LABEL if kind in CHILDREN else None
 
 
 def make_registry(seen: Seen) -> kopf.OperatorRegistry:

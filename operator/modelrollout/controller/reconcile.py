@@ -19,20 +19,22 @@ from ..api.revision import hash_revision
 from ..api.spec import Spec
 from ..api.status import Status
 from ..api.validate import parse
-from ..cluster.actions import Apply, Done, NameTaken, execute
-from ..cluster.kinds import HTTP_ROUTE, MODEL_ROLLOUT, Object
+from ..cluster.actions import Apply, Done, JsonPatch, NameTaken, execute
+from ..cluster.errors import Forbidden, Invalid, NotFound
+from ..cluster.kinds import MODEL_ROLLOUT, ROUTES, Object
 from ..cluster.port import Cluster
-from ..cluster.store import Key, Store
+from ..cluster.store import Key, Ref, Store
 from ..decision.decide import decide
 from ..decision.types import Decision, Event, Observation, RouteView, Timing, Wish
 from ..traffic import route_actions, router_of
-from ..workloads import Children, Problem, observe, pinned, workload_actions
+from ..workloads import Children, Problem, observe, pinned, referred, workload_actions
 from .acceptance import Acceptance
 from .commit import worth_committing
 from .judge import Judge
 from .memory import Memories, Memory
 from .metrics import Metrics
 from .record import write_evidence
+from .release import hold_actions, let_go_actions, release_actions
 
 _log = logging.getLogger(__name__)
 
@@ -67,13 +69,17 @@ class Reconciler:
         around = self._around
         rollout = around.store.get(MODEL_ROLLOUT, key.namespace, key.name)
         if rollout is None or rollout["metadata"].get("deletionTimestamp"):
+            if rollout is not None:
+                await self._release(rollout, key)
+            around.store.refer(key, ())
             if self._memories.forget(key):
                 around.metrics.drop_rollout(key.namespace, key.name)
             return None
         memory = self._memories.of(key, str(rollout["metadata"]["uid"]))
         status = read_status(rollout)
         now = around.now()
-        children = Children.from_store(around.store.children(key.namespace, key.name))
+        self._refer(rollout, key)
+        children = self._children(key)
         spec, wish = await self._wish(rollout, status, children, memory)
         seen = self._observe(rollout, spec or wish.fallback, status, children, memory, now)
         acting = spec or wish.fallback
@@ -94,6 +100,33 @@ class Reconciler:
                 await self._tell(committed, before=status, decision=decision)
         self._show(key, decision)
         return _next_round(decision, memory, around.now())
+
+    def _refer(self, rollout: Object, key: Key) -> None:
+        """Say which objects of the user's the rollout depends on, by its spec and by the one that it acts on."""
+        refs = {Ref(kind, key.namespace, name) for kind, name in referred(rollout)}
+        self._around.store.refer(key, refs)
+
+    def _children(self, key: Key) -> Children:
+        store = self._around.store
+        return Children.from_store(store.children(*key), store.referred(key))
+
+    async def _release(self, rollout: Object, key: Key) -> None:
+        """Restore what is the user's, then let the ModelRollout go. Raises the errors of `cluster.errors`."""
+        cluster, store = self._around.cluster, self._around.store
+        self._refer(rollout, key)
+
+        def done(result: Done) -> None:
+            # Not the ModelRollout: it may be gone before its last answer arrives.
+            if result.obj is not None and result.obj["kind"] != MODEL_ROLLOUT.kind:
+                store.wrote(result.obj)
+
+        try:
+            for _ in range(3):  # restore, give back, and let go
+                await execute(cluster, release_actions(rollout, self._children(key)), done=done)
+        except (Forbidden, Invalid, NotFound) as error:
+            _log.warning("%s/%s: what is the user's can't be restored, letting go: %s", *key, error)
+            actions = release_actions(rollout, self._children(key), refused=True)
+            await execute(cluster, actions, done=done)
 
     async def _wish(
         self, rollout: Object, status: Status, children: Children, memory: Memory
@@ -190,22 +223,24 @@ class Reconciler:
             if result.obj is not None:
                 self._around.store.wrote(result.obj)
             action = result.action
-            if isinstance(action, Apply) and action.drift and result.changed:
-                route = action.obj["kind"] == HTTP_ROUTE.kind
+            if isinstance(action, Apply | JsonPatch) and action.drift and result.changed and result.obj:
+                route = result.obj["kind"] in {kind.kind for kind in ROUTES}
                 reason = EventReason.TRAFFIC_DRIFT if route else EventReason.DRIFT_CORRECTED
-                name = f"{action.obj['kind']} {action.obj['metadata']['name']}"
+                name = f"{result.obj['kind']} {result.obj['metadata']['name']}"
                 notes.append(Event(reason, f"{name}: {action.drift} was put right"))
                 if route:
                     memory.note_revert(action.drift.rpartition("(by ")[2].rstrip(")"), now)
 
-        children = Children.from_store(self._around.store.children(*key))
+        cluster = self._around.cluster
         try:
-            actions = workload_actions(rollout, spec, status, children, now)
-            await execute(self._around.cluster, actions, done=done)
-            children = Children.from_store(self._around.store.children(*key))
+            held = await execute(cluster, hold_actions(rollout, spec), done=done)
+            rollout = held[0].obj if held and held[0].obj else rollout
+            actions = workload_actions(rollout, spec, status, self._children(key), now)
+            await execute(cluster, actions, done=done)
             if not memory.holds_back(now):
-                actions = route_actions(rollout, spec, status, children, now)
-                await execute(self._around.cluster, actions, done=done)
+                actions = route_actions(rollout, spec, status, self._children(key), now)
+                await execute(cluster, actions, done=done)
+            await execute(cluster, let_go_actions(rollout, spec, self._children(key)), done=done)
         except NameTaken as error:
             self._around.acceptance.taken(memory, error)
             raise

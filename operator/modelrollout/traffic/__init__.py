@@ -10,11 +10,18 @@ from ..api.status import Status
 from ..cluster.actions import Action
 from ..workloads import Children
 from .base import Router, RouteReading, Split
+from .borrowed import BorrowedRouter
 from .gateway_api import GatewayApiRouter
+from .grpc_route import GRPCRouteShape
+from .http_route import HTTPRouteShape
+from .istio import VirtualServiceShape
 from .pod_ratio import PodRatioRouter
 
 ROUTERS: Mapping[str, Router] = {
     "gatewayAPI": GatewayApiRouter(),
+    "httpRoute": BorrowedRouter("httpRoute", HTTPRouteShape()),
+    "grpcRoute": BorrowedRouter("grpcRoute", GRPCRouteShape()),
+    "istio": BorrowedRouter("istio", VirtualServiceShape()),
     "podRatio": PodRatioRouter(),
 }
 
@@ -22,6 +29,16 @@ ROUTERS: Mapping[str, Router] = {
 def router_of(spec: Spec) -> Router:
     """The router that the spec chooses."""
     return ROUTERS[spec.traffic.router]
+
+
+def borrows(spec: Spec) -> bool:
+    """Whether the spec has the operator change something of the user's, which must be restored at the end."""
+    return router_of(spec).reference(spec) is not None
+
+
+def restorations(rollout: Mapping[str, Any], children: Children) -> list[Action]:
+    """Writes that put back what is the user's; none if all of it stands as it was."""
+    return [action for router in ROUTERS.values() for action in router.release(rollout, children)]
 
 
 def route_actions(
@@ -40,4 +57,13 @@ def route_actions(
     ]
 
 
-__all__ = ["ROUTERS", "RouteReading", "Router", "Split", "route_actions", "router_of"]
+__all__ = [
+    "ROUTERS",
+    "RouteReading",
+    "Router",
+    "Split",
+    "borrows",
+    "restorations",
+    "route_actions",
+    "router_of",
+]

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ..api.spec import Spec
 from ..api.status import Status
 from ..cluster.actions import Action
+from ..cluster.kinds import Kind
 from ..workloads import Children, Problem
 
 
@@ -32,6 +33,7 @@ class RouteReading:
     identity: str = ""
     problem: str | None = None  # "RouteNotAccepted: NoMatchingParent …"
     foreign_manager: str | None = None  # who changed the route to what we do not want
+    mirror: int = 0  # percent of the requests that are copied to the candidate, as it stands there
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,16 @@ class Router(Protocol):
     def name(self) -> str:
         """The member of spec.traffic that chooses it."""
 
+    @property
+    def can_mirror(self) -> bool:
+        """Whether it can send copies of requests to the candidate, whose answers nobody sees."""
+
+    def reference(self, spec: Spec) -> tuple[Kind, str] | None:
+        """The route of the user's that the spec names, if the router works in such a one."""
+
+    def problems(self, rollout: Mapping[str, Any], spec: Spec, children: Children) -> list[Problem]:
+        """What is wrong with the route that the spec names."""
+
     def validate(self, spec: Spec) -> list[Problem]:
         """What of this spec the router can't do."""
 
@@ -67,4 +79,7 @@ class Router(Protocol):
         """What stands there, compared with the committed weights."""
 
     def retire(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
-        """Deletion of what the router made, when another one has taken over."""
+        """Deletion of what the router made, or restoration of what it changed, when another one has taken over."""
+
+    def release(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
+        """Restoration of what the router changed, before the ModelRollout is gone."""

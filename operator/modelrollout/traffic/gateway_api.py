@@ -7,14 +7,15 @@ when it was added, or requests would be answered 503 by the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..api.conditions import Reason
-from ..api.spec import GatewayAPI, ParentRef, Spec
+from ..api.spec import GatewayAPI, ParentRef, RouteFilter, Spec
 from ..api.status import Status
+from ..api.types import format_duration
 from ..cluster.actions import Action
-from ..cluster.kinds import HTTP_ROUTE, SERVICE, Object
+from ..cluster.kinds import HTTP_ROUTE, SERVICE, Kind, Object
 from ..workloads import (
     Children,
     Ownership,
@@ -30,15 +31,22 @@ from ..workloads.children import child_name, delete, deleting, name_in, owned
 from ..workloads.observation import ready_pods
 from ..workloads.revisions import weights_by_revision
 from .base import RouteReading, Split
-
-_GATEWAY = ("gateway.networking.k8s.io", "Gateway")
-_REQUIRED = ("Accepted", "ResolvedRefs")
+from .routes import GATEWAY, mirror_filter, mirrors, refusals
 
 
 class GatewayApiRouter:
     """spec.traffic.gatewayAPI."""
 
     name = "gatewayAPI"
+    can_mirror = True
+
+    def reference(self, spec: Spec) -> tuple[Kind, str] | None:
+        """None: the route is the operator's own."""
+        return None
+
+    def problems(self, rollout: Mapping[str, Any], spec: Spec, children: Children) -> list[Problem]:
+        """None: the route is made from the spec."""
+        return []
 
     def validate(self, spec: Spec) -> list[Problem]:
         """The routed port must be one of the Service's."""
@@ -81,8 +89,10 @@ class GatewayApiRouter:
             desired is not None
             and not differences(desired, live)
             and _shares(desired, rollout) == _percent(weights_by_revision(status))
+            and _mirrored(desired) == status.weights.mirror
         )
-        problem = next(_refusals(rollout, _gateway(spec), live), None)
+        parents = [_parent(parent) for parent in _gateway(spec).parent_refs]
+        problem = next(refusals(parents, rollout["metadata"]["namespace"], live), None)
         metadata = live["metadata"]
         return RouteReading(
             weights=_shares(live, rollout),
@@ -90,6 +100,7 @@ class GatewayApiRouter:
             identity=f"{metadata.get('uid')}/{metadata.get('generation')}",
             problem=problem,
             foreign_manager=foreign_manager(desired, live) if desired is not None else None,
+            mirror=_mirrored(live),
         )
 
     def retire(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
@@ -98,6 +109,10 @@ class GatewayApiRouter:
         if live is None or deleting(live) or ownership(rollout, live) is Ownership.FOREIGN:
             return []
         return [delete(live, "another router has taken over")]
+
+    def release(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
+        """Nothing: the owned route goes with its owner."""
+        return []
 
     def _desired(
         self, rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children
@@ -109,14 +124,15 @@ class GatewayApiRouter:
         gateway = _gateway(spec)
         route: Object = {
             "parentRefs": [_parent(parent) for parent in gateway.parent_refs],
-            "rules": [{"matches": _matches(gateway), "backendRefs": refs}],
+            "rules": [_rule(gateway, refs, _mirror(rollout, spec, status, children))],
         }
         if gateway.hostnames:
             route["hostnames"] = list(gateway.hostnames)
         return {
             "apiVersion": HTTP_ROUTE.api_version,
             "kind": HTTP_ROUTE.kind,
-            "metadata": owned(rollout, name_in(rollout)),
+            "metadata": owned(rollout, name_in(rollout))
+            | ({"annotations": dict(gateway.annotations)} if gateway.annotations else {}),
             "spec": route,
         }
 
@@ -129,11 +145,57 @@ def _gateway(spec: Spec) -> GatewayAPI:
 
 
 def _parent(parent: ParentRef) -> Object:
-    return {"group": _GATEWAY[0], "kind": _GATEWAY[1], **parent.to_wire()}
+    return {"group": GATEWAY[0], "kind": GATEWAY[1], **parent.to_wire()}
 
 
 def _matches(gateway: GatewayAPI) -> list[Object]:
     return [match.to_wire() for match in gateway.matches] or [{"path": {"type": "PathPrefix", "value": "/"}}]
+
+
+def _rule(gateway: GatewayAPI, refs: list[Object], mirror: Object | None) -> Object:
+    rule: Object = {"matches": _matches(gateway), "backendRefs": refs}
+    filters = [_filter(one) for one in gateway.filters] + ([mirror] if mirror else [])
+    if filters:
+        rule["filters"] = filters
+    timeouts = gateway.timeouts
+    if timeouts is not None:
+        waits = {"request": timeouts.request, "backendRequest": timeouts.backend_request}
+        # The Gateway API takes no microseconds.
+        rule["timeouts"] = {k: format_duration(round(v, 3)) for k, v in waits.items() if v is not None}
+    return rule
+
+
+def _filter(one: RouteFilter) -> Object:
+    """As the Gateway API has it: with a type beside the member, which is a tautology there; empty lists left out."""
+    ((member, content),) = ((name, value) for name, value in one.to_wire().items())
+    return {
+        "type": f"{member[0].upper()}{member[1:]}" if member != "urlRewrite" else "URLRewrite",
+        member: {key: value for key, value in content.items() if value != []},
+    }
+
+
+def _mirror(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children) -> Object | None:
+    """The filter that copies requests to the candidate, once that can answer."""
+    percent, candidate = status.weights.mirror, status.candidate
+    if percent <= 0 or candidate is None:
+        return None
+    service = child_name(rollout, candidate.revision)
+    record = record_of(rollout, spec, children, candidate.revision)
+    live = children.routes.get(name_in(rollout))
+    stands = live is not None and any(to == service for to, _ in mirrors(_filters(live)))
+    if record is None or not (stands or ready_pods(children.slices_of(service))):
+        return None
+    return mirror_filter(service, record.port(_gateway(spec).port), percent)
+
+
+def _filters(route: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    rules = (route.get("spec") or {}).get("rules") or ()
+    return [one for rule in rules for one in rule.get("filters") or ()]
+
+
+def _mirrored(route: Mapping[str, Any]) -> int:
+    """Percent of the requests that are copied."""
+    return max((percent for _, percent in mirrors(_filters(route))), default=0)
 
 
 def _backends(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children) -> list[Object]:
@@ -189,54 +251,3 @@ def _shares(route: Mapping[str, Any], rollout: Mapping[str, Any]) -> dict[str, i
 def _percent(weights: Mapping[str, int]) -> dict[str, int]:
     total = sum(weights.values())
     return {key: 100 * weight // total for key, weight in weights.items() if weight > 0}
-
-
-def _refusals(rollout: Mapping[str, Any], gateway: GatewayAPI, live: Mapping[str, Any]) -> Iterator[str]:
-    """Why the route is not accepted, by parent; nothing if every parent has accepted its present generation."""
-    generation = int(live["metadata"].get("generation") or 0)
-    reported = (live.get("status") or {}).get("parents") or ()
-    namespace = rollout["metadata"]["namespace"]
-    for parent in gateway.parent_refs:
-        where = f"Gateway {parent.namespace or namespace}/{parent.name}"
-        entries = [
-            entry
-            for entry in reported
-            if _same_parent(entry.get("parentRef") or {}, _parent(parent), namespace)
-        ]
-        if not entries:
-            yield (
-                f"{Reason.ROUTE_NOT_ACCEPTED}: {where} has not answered: does it exist, does a controller serve it, "
-                "and does a listener allow routes of this namespace?"
-            )
-        else:
-            answers = [_refusal(entry, generation, where) for entry in entries]
-            if None not in answers:
-                yield str(answers[0])
-
-
-def _refusal(entry: Mapping[str, Any], generation: int, where: str) -> str | None:
-    conditions = {condition.get("type"): condition for condition in entry.get("conditions") or ()}
-    for wanted in _REQUIRED:
-        condition = conditions.get(wanted) or {}
-        current = int(condition.get("observedGeneration") or 0) >= generation
-        if not condition or not current:
-            return f"{Reason.ROUTE_NOT_ACCEPTED}: {where} has not reported {wanted} for the present route"
-        if condition.get("status") != "True":
-            said = f"{condition.get('reason')}: {condition.get('message')}"
-            return f"{Reason.ROUTE_NOT_ACCEPTED}: {where}: {wanted} is {condition.get('status')}, {said}"
-    return None
-
-
-def _same_parent(left: Mapping[str, Any], right: Mapping[str, Any], namespace: str) -> bool:
-    return _parent_key(left, namespace) == _parent_key(right, namespace)
-
-
-def _parent_key(ref: Mapping[str, Any], namespace: str) -> tuple[Any, ...]:
-    return (
-        ref.get("group", _GATEWAY[0]),
-        ref.get("kind", _GATEWAY[1]),
-        ref.get("namespace") or namespace,
-        ref.get("name"),
-        ref.get("sectionName"),
-        ref.get("port"),
-    )

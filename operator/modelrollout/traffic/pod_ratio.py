@@ -9,21 +9,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..api.conditions import Reason
 from ..api.spec import Spec
 from ..api.status import Status
 from ..cluster.actions import Action
-from ..cluster.kinds import REVISION_LABEL, ROLLOUT_LABEL
+from ..cluster.kinds import REVISION_LABEL, ROLLOUT_LABEL, Kind
 from ..workloads import Children, Problem, foreign_manager, name_taken, record_of
 from ..workloads.children import child_name, deleting, name_in
-from ..workloads.observation import ready_pods
+from ..workloads.observation import answering, ready_pods
 from ..workloads.revisions import pin_of, root_service, weights_by_revision
 from .base import RouteReading, Split
+
+_NO_MIRROR = (
+    f"{Reason.NOT_SUPPORTED}: copies of requests need a router; traffic.podRatio has none: choose another member of "
+    "spec.traffic"
+)
 
 
 class PodRatioRouter:
     """spec.traffic.podRatio."""
 
     name = "podRatio"
+    can_mirror = False
+
+    def reference(self, spec: Spec) -> tuple[Kind, str] | None:
+        """None: there is no route."""
+        return None
+
+    def problems(self, rollout: Mapping[str, Any], spec: Spec, children: Children) -> list[Problem]:
+        """None: there is no route."""
+        return []
 
     def validate(self, spec: Spec) -> list[Problem]:
         """Every step is possible, if only as nearly as whole pods allow."""
@@ -58,16 +73,17 @@ class PodRatioRouter:
         taken = name_taken(rollout, live)
         if live is None or taken or (status.stable or status.candidate) is None:
             return RouteReading(problem=f"{taken.reason}: {taken.message}" if taken else None)
-        answering = _by_revision(children, name)
+        answers = answering(children, name)
         wanted = weights_by_revision(status)
         pin = pin_of(spec, status)
         selector = (live["spec"].get("selector") or {}) if not deleting(live) else {}
         expected = {ROLLOUT_LABEL: name_in(rollout)} | ({REVISION_LABEL: pin} if pin else {})
-        settled = selector == expected and answering == _ready(rollout, children, wanted)
+        settled = selector == expected and answers == _ready(rollout, children, wanted)
         return RouteReading(
-            weights=wanted if settled else _percent(answering),
-            accepted=settled and bool(answering),
+            weights=wanted if settled else _percent(answers),
+            accepted=settled and bool(answers) and not status.weights.mirror,
             identity=f"{live['metadata'].get('uid')}/{','.join(f'{r}={w}' for r, w in wanted.items())}",
+            problem=_NO_MIRROR if status.weights.mirror else None,
             foreign_manager=_foreign_manager(rollout, spec, status, children, name),
         )
 
@@ -75,15 +91,9 @@ class PodRatioRouter:
         """Nothing: the Service for callers stays, pinned."""
         return []
 
-
-def _by_revision(children: Children, service: str) -> dict[str, int]:
-    """Ready endpoints of a Service by revision; one whose pod is not known (yet) counts for revision ""."""
-    counts: dict[str, int] = {}
-    for name in ready_pods(children.slices_of(service)).values():
-        pod = children.pods.get(name)
-        revision = pod.revision if pod else ""
-        counts[revision] = counts.get(revision, 0) + 1
-    return counts
+    def release(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
+        """Nothing: there is no route."""
+        return []
 
 
 def _ready(rollout: Mapping[str, Any], children: Children, revisions: Mapping[str, int]) -> dict[str, int]:

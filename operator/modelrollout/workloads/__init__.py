@@ -2,8 +2,8 @@
 
 from .children import Children, Ownership, Problem, name_taken, ownership
 from .effects import ensure, name_problems, record_of, workload_actions
-from .fields import differences, differs, drift, foreign_manager
-from .names import conflicts, needed_names, selector_overlap, template_labels
+from .fields import differences, differs, drift, foreign_manager, last_writer
+from .names import conflicts, needed_names, referred, selector_overlap, template_labels
 from .observation import observe, pinned
 from .revisions import Record, dry_run_object, render_template
 
@@ -19,6 +19,7 @@ __all__ = [
     "dry_run_object",
     "ensure",
     "foreign_manager",
+    "last_writer",
     "name_problems",
     "name_taken",
     "needed_names",
@@ -26,6 +27,7 @@ __all__ = [
     "ownership",
     "pinned",
     "record_of",
+    "referred",
     "render_template",
     "selector_overlap",
     "template_labels",

@@ -7,7 +7,7 @@ reported. Except where it plainly was ours: it carries our label and name and ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -23,8 +23,10 @@ from ..cluster.kinds import (
     HTTP_ROUTE,
     REVISION_LABEL,
     ROLLOUT_LABEL,
+    ROUTES,
     SERVICE,
     SERVICE_NAME_LABEL,
+    STEERED_BY_ANNOTATION,
     Kind,
     Object,
     kind_of,
@@ -50,10 +52,13 @@ class Children:
     endpointslices: Mapping[str, Object] = field(default_factory=dict)
     pods: Mapping[str, Pod] = field(default_factory=dict)
     routes: Mapping[str, Object] = field(default_factory=dict)
+    # Objects that the user keeps, by kind and name: those that the spec names, and routes that are still steered.
+    borrowed: Mapping[tuple[str, str], Object] = field(default_factory=dict)
 
     @classmethod
-    def from_store(cls, found: store.Children) -> Children:
-        """The children that the store found, by name."""
+    def from_store(cls, found: store.Children, referred: Iterable[Object] = ()) -> Children:
+        """The children that the store found, by name, and the user's objects that the spec refers to."""
+        steered = [obj for kind in ROUTES for obj in found.of(kind) if steered_by(obj)]
 
         def named(kind: Kind) -> dict[str, Object]:
             return {name_in(obj): obj for obj in found.of(kind)}
@@ -64,7 +69,12 @@ class Children:
             services=named(SERVICE),
             endpointslices=named(ENDPOINT_SLICE),
             pods={pod.name: pod for pod in found.pods},
-            routes=named(HTTP_ROUTE),
+            routes={
+                name: obj
+                for name, obj in named(HTTP_ROUTE).items()
+                if not steered_by(obj) or ROLLOUT_LABEL in labels_of(obj)
+            },
+            borrowed={(str(obj["kind"]), name_in(obj)): obj for obj in (*steered, *referred)},
         )
 
     def slices_of(self, service: str) -> Iterator[Object]:
@@ -76,7 +86,8 @@ class Children:
     @property
     def routed_services(self) -> frozenset[str]:
         """Names of the Services that a route sends requests to, or copies of them."""
-        return frozenset(name for route in self.routes.values() for name in _backends(route.get("spec")))
+        routes = (*self.routes.values(), *self.borrowed.values())
+        return frozenset(name for route in routes for name in _backends(route.get("spec")))
 
 
 def _backends(value: Any) -> Iterator[str]:
@@ -87,6 +98,8 @@ def _backends(value: Any) -> Iterator[str]:
         for key, item in value.items():
             if key in ("backendRefs", "backendRef"):
                 yield from (str(ref["name"]) for ref in (item if isinstance(item, list) else [item]))
+            elif key in ("destination", "mirror") and isinstance(item, dict):
+                yield str(item.get("host") or "").partition(".")[0]
             yield from _backends(item)
 
 
@@ -209,6 +222,12 @@ def labels_of(obj: Mapping[str, Any]) -> Mapping[str, str]:
 def revision_of(obj: Mapping[str, Any]) -> str | None:
     """The revision that a child belongs to; None for one that belongs to the rollout as a whole."""
     return labels_of(obj).get(REVISION_LABEL)
+
+
+def steered_by(obj: Mapping[str, Any]) -> str | None:
+    """The ModelRollout that steers a route of the user's at present."""
+    by = (obj["metadata"].get("annotations") or {}).get(STEERED_BY_ANNOTATION)
+    return str(by) if by else None
 
 
 def deleting(obj: Mapping[str, Any]) -> bool:

@@ -40,6 +40,16 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "volumeMounts": ("mountPath",),
     "volumes": ("name",),
 }
+# What of an HTTPRoute we may write and may leave out. It lies within a list that is one value, of which managedFields do not
+# say what we set, so it is only by its absence that we know it is to go.
+_OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "matches": ("headers", "method"),
+    "requestHeaderModifier": ("add", "remove", "set"),
+    "responseHeaderModifier": ("add", "remove", "set"),
+    "rules": ("filters", "timeouts"),
+    "timeouts": ("backendRequest", "request"),
+    "urlRewrite": ("hostname", "path"),
+}
 _KEY_DEFAULTS: Mapping[str, Any] = {"protocol": "TCP"}
 # Maps that are one value: a key more is another value.
 _WHOLE = frozenset({"f:selector", "f:matchLabels", "f:nodeSelector"})
@@ -101,6 +111,17 @@ def foreign_manager(desired: Mapping[str, Any], live: Mapping[str, Any]) -> str 
         if managers:
             return managers[-1]
     return None
+
+
+def last_writer(live: Mapping[str, Any], path: Path) -> str | None:
+    """The manager, other than this operator, that last wrote a field or something in it."""
+    others = [
+        entry
+        for entry in _managed(live)
+        if entry.get("manager") != FIELD_MANAGER and _holds(fields_of(entry), path)
+    ]
+    latest = max(others, key=lambda entry: str(entry.get("time") or ""), default=None)
+    return str(latest.get("manager")) if latest else None
 
 
 def spell(path: Path) -> str:
@@ -240,10 +261,17 @@ def _values(want: Any, have: Any, path: Path) -> Iterator[Path]:
         for key, item in want.items():
             if not _is_identity(path, key):
                 yield from _values(item, have.get(key), (*path, f"f:{key}"))
+        yield from ((*path, f"f:{key}") for key in _optional(path) if key in have and key not in want)
     elif isinstance(want, list):
         yield from _items(want, have, path)
     elif want != have and not _same_quantity(want, have, path) and not _is_default(want, path):
         yield path
+
+
+def _optional(path: Path) -> tuple[str, ...]:
+    """Fields of a value at this path that are ours to leave out."""
+    named = next((element for element in reversed(path) if not element.startswith("[")), "")
+    return _OPTIONAL.get(named[2:], ())
 
 
 def _items(want: list[Any], have: Any, path: Path) -> Iterator[Path]:

@@ -75,6 +75,7 @@ def _claims(rollout: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 _REFERENCES: Mapping[str, tuple[str, ...]] = {
     "HTTPRoute": ("traffic", "httpRoute", "name"),
+    "GRPCRoute": ("traffic", "grpcRoute", "name"),
     "VirtualService": ("traffic", "istio", "virtualService", "name"),
     "Deployment": ("workload", "deploymentRef", "name"),
 }
@@ -84,6 +85,11 @@ def _text(value: Any, *path: str) -> str | None:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, str) else None
+
+
+def referred(rollout: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Kind and name of the objects that a ModelRollout names, read leniently: it may be an invalid one."""
+    return {claim for claim in _claims(rollout) if claim[0] in _REFERENCES}
 
 
 def selector_overlap(

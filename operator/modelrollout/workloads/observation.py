@@ -66,6 +66,16 @@ def ready_pods(slices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
+def answering(children: Children, service: str) -> dict[str, int]:
+    """Ready endpoints of a Service by revision; one whose pod is not known (yet) counts for revision ""."""
+    counts: dict[str, int] = {}
+    for name in ready_pods(children.slices_of(service)).values():
+        pod = children.pods.get(name)
+        revision = pod.revision if pod else ""
+        counts[revision] = counts.get(revision, 0) + 1
+    return counts
+
+
 def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: float) -> RevisionView:
     name = child_name(rollout, revision)
     workload = children.deployments.get(name)

@@ -200,6 +200,54 @@ BAD: tuple[Bad, ...] = (
         at="spec.traffic.gatewayAPI.port",
         also={"spec.service.ports": TWO_PORTS},
     ),
+    bad(
+        "a filter changes two things at once",
+        "spec.traffic",
+        gateway(filters=[{"requestHeaderModifier": {"remove": ["a"]}, "urlRewrite": {"hostname": "b"}}]),
+        at="spec.traffic.gatewayAPI.filters[0]",
+        names="filters",
+    ),
+    bad(
+        "a filter mirrors, which is the strategy's",
+        "spec.traffic",
+        gateway(filters=[{"requestMirror": {}}]),
+        at="spec.traffic.gatewayAPI.filters[0].requestMirror",
+    ),
+    bad(
+        "a path is rewritten by the other field",
+        "spec.traffic",
+        gateway(filters=[{"urlRewrite": {"path": {"type": "ReplaceFullPath", "replacePrefixMatch": "/"}}}]),
+        at="spec.traffic.gatewayAPI.filters[0].urlRewrite.path",
+    ),
+    bad(
+        "one attempt may take longer than the request",
+        "spec.traffic",
+        gateway(timeouts={"request": "1s", "backendRequest": "2s"}),
+        at="spec.traffic.gatewayAPI.timeouts.backendRequest",
+    ),
+    bad(
+        "an annotation is one of the operator's own",
+        "spec.traffic",
+        gateway(annotations={"modelrollout.dev/steered-by": "me"}),
+        at="spec.traffic.gatewayAPI.annotations",
+    ),
+    bad(
+        "a route of the user's has no name",
+        "spec.traffic",
+        {"httpRoute": {}},
+        at="spec.traffic.httpRoute.name",
+    ),
+    bad(
+        "two routes of the user's are split",
+        "spec.traffic",
+        {"httpRoute": {"name": "a"}, "grpcRoute": {"name": "b"}},
+    ),
+    bad(
+        "a VirtualService is left out",
+        "spec.traffic",
+        {"istio": {}},
+        at="spec.traffic.istio.virtualService",
+    ),
     # strategy
     bad("a list of steps is empty", STEPS, []),
     bad("a step has no weight", STEPS, [{"duration": "5m"}], at=f"{STEPS}[0].weight"),
@@ -380,6 +428,30 @@ GOOD: dict[str, Mapping[str, Any]] = {
     "a route to one of two ports": {"spec.traffic": gateway(port="grpc"), "spec.service.ports": TWO_PORTS},
     "a path by regular expression": {
         "spec.traffic": gateway(matches=[{"path": {"type": "RegularExpression", "value": ".*"}}])
+    },
+    "a route with filters, timeouts and annotations": {
+        "spec.traffic": gateway(
+            filters=[
+                {
+                    "requestHeaderModifier": {
+                        "set": [{"name": "x-model", "value": "fraud"}],
+                        "remove": ["x-debug"],
+                    }
+                },
+                {"urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/v1"}}},
+                {"extensionRef": {"group": "gateway.example.com", "kind": "RateLimit", "name": "slow"}},
+            ],
+            timeouts={"request": "30s", "backendRequest": "10s"},
+            annotations={"external-dns.alpha.kubernetes.io/target": "fraud.example.com"},
+        )
+    },
+    "a time-out of the request that never ends": {
+        "spec.traffic": gateway(timeouts={"request": "0s", "backendRequest": "10s"})
+    },
+    "an HTTPRoute of the user's": {"spec.traffic": {"httpRoute": {"name": "fraud"}}},
+    "a GRPCRoute of the user's": {"spec.traffic": {"grpcRoute": {"name": "fraud.v1"}}},
+    "a VirtualService of the user's": {
+        "spec.traffic": {"istio": {"virtualService": {"name": "fraud", "route": "primary"}}}
     },
     "planned steps": {"spec.strategy": {"canary": {"maxWeight": 20}}},
     "equal weights": {STEPS: [{"weight": 5}, {"weight": 5, "approval": True}]},

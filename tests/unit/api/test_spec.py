@@ -102,7 +102,15 @@ def test_a_guardrail_has_no_margins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("traffic", "router"), [({}, "podRatio"), ({"podRatio": {}}, "podRatio"), (gateway(), "gatewayAPI")]
+    ("traffic", "router"),
+    [
+        ({}, "podRatio"),
+        ({"podRatio": {}}, "podRatio"),
+        (gateway(), "gatewayAPI"),
+        ({"httpRoute": {"name": "a"}}, "httpRoute"),
+        ({"grpcRoute": {"name": "a"}}, "grpcRoute"),
+        ({"istio": {"virtualService": {"name": "a"}}}, "istio"),
+    ],
 )
 def test_the_router_is_the_member_that_is_set_or_the_pod_ratio(traffic: dict[str, Any], router: str) -> None:
     assert spec_of(traffic=traffic).traffic.router == router

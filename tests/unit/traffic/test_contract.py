@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from modelrollout.api.status import Status
-from modelrollout.cluster.actions import Action, Apply
-from modelrollout.cluster.kinds import HTTP_ROUTE, SERVICE, Kind
+from modelrollout.cluster.actions import Action, Apply, JsonPatch
+from modelrollout.cluster.kinds import GRPC_ROUTE, HTTP_ROUTE, SERVICE, VIRTUAL_SERVICE, Kind
 from modelrollout.traffic import ROUTERS as TABLE
-from modelrollout.traffic import RouteReading, route_actions, router_of
+from modelrollout.traffic import RouteReading, restorations, route_actions, router_of
 from modelrollout.workloads import workload_actions
 from tests.unit.workloads.manifests import (
     Object,
@@ -41,6 +41,10 @@ class Rig:
     carrier: Kind  # the kind of the object that carries the split; its name is the rollout's
     spoil: Any  # a merge patch of another writer that sends requests elsewhere
     report: Callable[[Rig, Status], None]  # what the cluster answers once the split was written
+    borrowed: Object | None = None  # the route that the user keeps
+    # A merge patch after which the object is none of ours, and how that is called.
+    estrange: Any = field(default_factory=lambda: copy.deepcopy(STRANGER))
+    estranged: str = "NameTaken: "
     server: Server = field(default_factory=Server)
 
     def __post_init__(self) -> None:
@@ -55,6 +59,8 @@ class Rig:
 
     def start(self) -> None:
         """The first revision serves alone."""
+        if self.borrowed is not None:
+            self.server.put(copy.deepcopy(self.borrowed))
         status = status_of(self.first, sizes=(3, 0, 0))
         self.write(status, self.older)
         self.pods(3, 0)
@@ -94,8 +100,67 @@ class Rig:
         return router_of(spec).observe(self.rollout, spec, status, self.server.children())
 
 
+STRANGER = {"metadata": {"ownerReferences": None, "labels": {"modelrollout.dev/rollout": "another"}}}
+PARENTS = [{"name": "public", "namespace": "gateways"}]
+BACKEND = {"name": "fraud", "port": 80}
+
+
+def route_of(kind: Kind, *rules: Object) -> Object:
+    """A route of the Gateway API that the user keeps."""
+    return {
+        "apiVersion": kind.api_version,
+        "kind": kind.kind,
+        "metadata": {"name": "fraud", "namespace": "ml"},
+        "spec": {"parentRefs": copy.deepcopy(PARENTS), "rules": list(rules)},
+    }
+
+
+def virtual_service(*routes: Object) -> Object:
+    """A VirtualService that the user keeps."""
+    return {
+        "apiVersion": VIRTUAL_SERVICE.api_version,
+        "kind": VIRTUAL_SERVICE.kind,
+        "metadata": {"name": "fraud", "namespace": "ml"},
+        "spec": {"hosts": ["fraud.example.com"], "http": list(routes)},
+    }
+
+
 def gateway_accepts(rig: Rig, _: Status) -> None:
-    rig.server.accept("fraud")
+    rig.server.accept("fraud", kind=rig.carrier)
+
+
+def borrowed_settles(rig: Rig, status: Status) -> None:
+    endpoints_follow(rig, status)
+    if rig.carrier is not VIRTUAL_SERVICE:
+        gateway_accepts(rig, status)
+
+
+def borrowed(traffic: Object, kind: Kind) -> Rig:
+    """A router in a route of the user's; a GitOps tool puts its own content back."""
+    route = route_of(kind, {"backendRefs": [copy.deepcopy(BACKEND)]})
+    return Rig(
+        traffic=traffic,
+        carrier=kind,
+        spoil={"spec": {"rules": copy.deepcopy(route["spec"]["rules"])}},
+        report=borrowed_settles,
+        borrowed=route,
+        estrange={"spec": {"rules": [{"backendRefs": [{"name": "other", "port": 80}]}]}},
+        estranged="ReferenceNotFound: ",
+    )
+
+
+def istio() -> Rig:
+    http = {"name": "primary", "route": [{"destination": {"host": "fraud", "port": {"number": 80}}}]}
+    other = {"name": "primary", "route": [{"destination": {"host": "other"}}]}
+    return Rig(
+        traffic={"istio": {"virtualService": {"name": "fraud", "route": "primary"}}},
+        carrier=VIRTUAL_SERVICE,
+        spoil={"spec": {"http": [copy.deepcopy(http)]}},
+        report=borrowed_settles,
+        borrowed=virtual_service(http),
+        estrange={"spec": {"http": [other]}},
+        estranged="ReferenceNotFound: ",
+    )
 
 
 def endpoints_follow(rig: Rig, _: Status) -> None:
@@ -115,6 +180,9 @@ ROUTERS: dict[str, Callable[[], Rig]] = {
         },
         report=gateway_accepts,
     ),
+    "httpRoute": lambda: borrowed({"httpRoute": {"name": "fraud"}}, HTTP_ROUTE),
+    "grpcRoute": lambda: borrowed({"grpcRoute": {"name": "fraud"}}, GRPC_ROUTE),
+    "istio": istio,
     "podRatio": lambda: Rig(
         traffic={}, carrier=SERVICE, spoil={"spec": {"selector": {"app": "other"}}}, report=endpoints_follow
     ),
@@ -203,7 +271,7 @@ def test_a_change_by_another_writer_is_put_right_and_its_author_named(rig: Rig) 
     assert not reading.accepted
     assert reading.foreign_manager == "argocd-controller"
     (action,) = rig.write(status)
-    assert isinstance(action, Apply)
+    assert isinstance(action, Apply | JsonPatch)
     assert "argocd-controller" in action.drift
     after = rig.server.get(rig.carrier, "fraud")["spec"]
     assert {key: after[key] for key in rig.spoil["spec"]} == before
@@ -214,15 +282,14 @@ def test_a_change_by_another_writer_is_put_right_and_its_author_named(rig: Rig) 
 
 def test_an_object_of_somebody_else_is_left_alone_and_reported(rig: Rig) -> None:
     status = rig.bring((75, 25, 0))
-    foreign = {"metadata": {"ownerReferences": None, "labels": {"modelrollout.dev/rollout": "another"}}}
-    rig.server.edit(rig.carrier, "fraud", foreign)
+    rig.server.edit(rig.carrier, "fraud", rig.estrange)
     before = rig.server.snapshot()
     assert rig.write(status) == []
     assert rig.server.snapshot() == before
     reading = rig.observe(status)
     assert not reading.accepted
     assert reading.problem is not None
-    assert reading.problem.startswith("NameTaken: ")
+    assert reading.problem.startswith(rig.estranged)
 
 
 def test_no_write_while_the_rollout_is_being_deleted(rig: Rig) -> None:
@@ -250,3 +317,113 @@ def test_a_split_is_a_share_and_fits_its_pods(rig: Rig, weight: int, capacity: i
         pods = split.candidate_pods + split.baseline_pods
         assert capacity <= pods <= capacity + 1
         assert split.share == pytest.approx(100 * split.candidate_pods / pods)
+
+
+def mirroring(rig: Rig, percent: int, weights: Splits = (100, 0, 0)) -> Status:
+    """A committed mirror, written and answered."""
+    status = rig.bring(weights)
+    mirrored = status.model_copy(update={"weights": status.weights.model_copy(update={"mirror": percent})})
+    rig.write(mirrored)
+    rig.report(rig, mirrored)
+    return mirrored
+
+
+@pytest.mark.parametrize("weights", [(100, 0, 0), (75, 25, 0)], ids=["beside no weight", "beside a weight"])
+def test_a_mirror_is_written_and_read_back_or_refused(rig: Rig, weights: Splits) -> None:
+    status = mirroring(rig, 10, weights)
+    reading = rig.observe(status)
+    if not router_of(accepted_of(rig.rollout)).can_mirror:
+        assert not reading.accepted
+        assert str(reading.problem).startswith("NotSupported: ")
+        return
+    assert reading.mirror == 10
+    assert reading.accepted
+    assert rig.actions(status) == []
+    without = rig.bring(weights)
+    assert rig.observe(without).mirror == 0
+    assert rig.observe(without).accepted
+
+
+def test_a_mirror_that_is_not_written_yet_is_not_accepted(rig: Rig) -> None:
+    status = rig.bring((100, 0, 0))
+    wanted = status.model_copy(update={"weights": status.weights.model_copy(update={"mirror": 10})})
+    assert not rig.observe(wanted).accepted
+
+
+def borrowed_only(rig: Rig) -> None:
+    if rig.borrowed is None:
+        pytest.skip("its object is the operator's own")
+
+
+def written_by_the_user(rig: Rig) -> Object:
+    """What Git would compare: without what the server keeps for itself."""
+    obj = rig.server.get(rig.carrier, "fraud")
+    metadata = {
+        k: v for k, v in obj["metadata"].items() if k in ("name", "namespace", "labels", "annotations")
+    }
+    return copy.deepcopy({"metadata": metadata, "spec": obj["spec"]})
+
+
+@pytest.mark.parametrize("mirror", [0, 10], ids=["a split", "a split with a mirror"])
+def test_between_rollouts_the_users_object_is_exactly_as_it_was(rig: Rig, mirror: int) -> None:
+    borrowed_only(rig)
+    before = written_by_the_user(rig)
+    mirroring(rig, mirror, (75, 25, 0))
+    assert written_by_the_user(rig) != before
+    status = rig.bring((100, 0, 0), (4, 1, 0))
+    rig.write(status)
+    rig.report(rig, status)
+    assert written_by_the_user(rig) == before
+    assert rig.actions(status) == []
+
+
+def test_the_original_comes_back_only_when_the_service_for_callers_has_followed(rig: Rig) -> None:
+    borrowed_only(rig)
+    before = written_by_the_user(rig)
+    rig.bring((0, 100, 0), (4, 4, 0))
+    promoted = rig.status((100, 0, 0), (4, 0, 4), promoted=True)
+    rig.write(promoted)
+    assert written_by_the_user(rig) != before, "callers would be sent to the old revision"
+    rig.report(rig, promoted)
+    assert rig.observe(promoted).weights == {rig.second: 100}
+    rig.write(promoted)
+    rig.report(rig, promoted)
+    assert written_by_the_user(rig) == before
+    assert rig.observe(promoted).accepted
+
+
+def test_before_the_rollout_is_gone_the_users_object_is_as_it_was(rig: Rig) -> None:
+    borrowed_only(rig)
+    before = written_by_the_user(rig)
+    rig.bring((75, 25, 0))
+    rig.rollout["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
+    rig.server.run(restorations(rig.rollout, rig.server.children()))
+    assert written_by_the_user(rig) == before
+    rig.server.run(restorations(rig.rollout, rig.server.children()))
+    assert restorations(rig.rollout, rig.server.children()) == []
+    managers = [
+        entry["manager"] for entry in rig.server.get(rig.carrier, "fraud")["metadata"]["managedFields"]
+    ]
+    assert "modelrollout" not in managers
+
+
+def test_another_router_takes_over_from_what_was_restored(rig: Rig) -> None:
+    borrowed_only(rig)
+    before = written_by_the_user(rig)
+    status = rig.bring((75, 25, 0))
+    rig.rollout["spec"]["traffic"] = {}
+    rig.write(status)
+    assert written_by_the_user(rig) == before
+
+
+def test_what_was_remembered_may_be_lost(rig: Rig) -> None:
+    """Somebody removes our annotation in the middle of a split: the weights themselves say what stood there."""
+    borrowed_only(rig)
+    rig.bring((75, 25, 0))
+    rig.server.edit(rig.carrier, "fraud", {"metadata": {"annotations": {"modelrollout.dev/original": None}}})
+    rig.bring((100, 0, 0), (4, 1, 0))
+    spec = written_by_the_user(rig)["spec"]
+    (rule,) = spec.get("rules") or spec["http"]
+    (backend,) = rule.get("backendRefs") or rule["route"]
+    assert (backend.get("name") or backend["destination"]["host"]) == "fraud"
+    assert rig.observe(rig.status((100, 0, 0), (4, 1, 0))).accepted

@@ -72,7 +72,7 @@ def test_requests_never_point_at_nothing(router: str, history: list[Any]) -> Non
                 server.run([action])
                 check(server)
         for version, revision in names.items():
-            if f"fraud-{revision}" in server.children().services:
+            if f"fraud-{revision}" in server.children().deployments:
                 server.pods(f"fraud-{revision}", revision, ready[version])
     for _ in range(10):
         plans = (workload_actions, route_actions)

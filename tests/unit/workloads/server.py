@@ -12,10 +12,20 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from modelrollout.cluster.actions import Action, Apply, Create, Delete
-from modelrollout.cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, SERVICE, Kind, kind_of
+from modelrollout.cluster.actions import Action, Apply, Create, Delete, JsonPatch
+from modelrollout.cluster.kinds import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    ROLLOUT_LABEL,
+    ROUTES,
+    SERVICE,
+    Kind,
+    kind_of,
+)
 from modelrollout.cluster.pods import Pod, strip
 from modelrollout.workloads import Children
+from tests.fakes.cluster import apply_operation
 
 Object = dict[str, Any]
 Path = tuple[str, ...]
@@ -61,6 +71,8 @@ class Server:
                     )
                     del self._objects[(action.kind.kind, action.name)]
                     self._slices.pop(action.name, None)
+                case JsonPatch():
+                    self._patch(action)
                 case _:
                     raise AssertionError(f"{action} is not served here")
         return list(actions)
@@ -88,9 +100,28 @@ class Server:
         self._owners[key].setdefault((manager, "Update"), set()).update(moved & after.keys())
         self._finish(key, changed=True)
 
-    def accept(self, name: str, *, generation: int | None = None, **statuses: str) -> None:
+    def _patch(self, action: JsonPatch) -> None:
+        key = (action.kind.kind, action.name)
+        changed = copy.deepcopy(self._objects[key])
+        before = _flat(copy.deepcopy(changed))
+        for operation in action.operations:
+            apply_operation(changed, dict(operation))
+        self._objects[key] = changed
+        after = _flat(changed)
+        moved = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+        for paths in self._owners[key].values():
+            paths -= moved
+        left = {(entry["manager"], entry["operation"]) for entry in changed["metadata"]["managedFields"]}
+        self._owners[key] = {who: paths for who, paths in self._owners[key].items() if who in left}
+        if moved & after.keys():
+            self._owners[key].setdefault(("modelrollout", "Update"), set()).update(moved & after.keys())
+        self._finish(key, changed=True)
+
+    def accept(
+        self, name: str, *, kind: Kind = HTTP_ROUTE, generation: int | None = None, **statuses: str
+    ) -> None:
         """A gateway's controller reports on every parent of a route."""
-        live = self._objects[(HTTP_ROUTE.kind, name)]
+        live = self._objects[(kind.kind, name)]
         conditions = [
             {
                 "type": kind,
@@ -136,7 +167,17 @@ class Server:
             controller_revisions=named(CONTROLLER_REVISION),
             deployments=named(DEPLOYMENT),
             services=named(SERVICE),
-            routes=named(HTTP_ROUTE),
+            routes={
+                name: obj
+                for name, obj in named(HTTP_ROUTE).items()
+                if ROLLOUT_LABEL in obj["metadata"].get("labels", {})
+            },
+            borrowed={
+                (kind.kind, name): obj
+                for kind in ROUTES
+                for name, obj in named(kind).items()
+                if ROLLOUT_LABEL not in obj["metadata"].get("labels", {})
+            },
             endpointslices=dict(self._slices),
             pods=dict(self._pods),
         )
@@ -334,11 +375,12 @@ def _default(obj: Object) -> None:
             obj.setdefault("status", {"loadBalancer": {}})
         case "Deployment":
             _default_deployment(obj)
-        case "HTTPRoute":
+        case "HTTPRoute" | "GRPCRoute":
             for parent in obj["spec"]["parentRefs"]:
                 _fill(parent, group="gateway.networking.k8s.io", kind="Gateway")
             for rule in obj["spec"]["rules"]:
-                _fill(rule, matches=[{"path": {"type": "PathPrefix", "value": "/"}}])
+                if obj["kind"] == "HTTPRoute":
+                    _fill(rule, matches=[{"path": {"type": "PathPrefix", "value": "/"}}])
                 for ref in rule.get("backendRefs", ()):
                     _fill(ref, group="", kind="Service", weight=1)
 

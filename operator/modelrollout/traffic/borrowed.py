@@ -1,0 +1,669 @@
+"""Routes that the user keeps: the references to the Service that callers use are ours to replace, and nothing else is.
+
+While one revision has all the traffic the route stands as the user wrote it, so a GitOps tool sees no difference between
+rollouts. While two have some, each reference to that Service is replaced, where it stands, by one for each revision, with
+its filters and headers. What the user wrote is remembered in an annotation of the route itself, which is written and
+removed by the same patch: a crash loses nothing, and a tool that puts its own content back is told by it.
+
+Weights are whole numbers. A reference with weight W beside others becomes parts that add up to W × 100, and the others'
+weights are multiplied by 100, so each keeps its share exactly; alone in its rule, its parts are percent.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..api.conditions import Reason
+from ..api.spec import Spec
+from ..api.status import Status
+from ..cluster.actions import Action, JsonPatch
+from ..cluster.kinds import REVISION_LABEL, STEERED_BY_ANNOTATION, Kind, Object
+from ..cluster.managed_fields import fields_of
+from ..cluster.port import FIELD_MANAGER
+from ..workloads import Children, Ownership, Problem, last_writer, ownership, record_of
+from ..workloads.children import child_name, deleting, name_in, steered_by
+from ..workloads.observation import answering, ready_pods
+from ..workloads.revisions import pin_of, weights_by_revision
+from .base import RouteReading, Split
+
+ORIGINAL_ANNOTATION = "modelrollout.dev/original"
+FACTOR = 100
+_REVISION = re.compile(r"[a-z2-7]{10}")
+
+
+class Shape(Protocol):
+    """How a kind of route says where requests go."""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind."""
+
+    @property
+    def rules(self) -> str:
+        """Field of the spec with the rules."""
+
+    @property
+    def backends(self) -> str:
+        """Field of a rule with the backends."""
+
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """Fields of a rule that are written: the backends, and what a mirror needs."""
+
+    @property
+    def heaviest(self) -> int:
+        """The greatest weight that a backend may have."""
+
+    def reference(self, spec: Spec) -> str | None:
+        """Name of the route in the spec."""
+
+    def picks(self, spec: Spec, rule: Mapping[str, Any]) -> bool:
+        """Whether the spec means this rule."""
+
+    def service_of(self, backend: Mapping[str, Any], namespace: str) -> str | None:
+        """The Service of this namespace that a backend names; None if it names something else."""
+
+    def port_of(self, backend: Mapping[str, Any]) -> int | None:
+        """Number of the port that a backend names."""
+
+    def weights(self, backends: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Weights of the backends of one rule."""
+
+    def redirect(self, backend: Mapping[str, Any], service: str, port: int | None, weight: int) -> Object:
+        """The same backend with another Service and weight."""
+
+    def unfit(self, backend: Mapping[str, Any]) -> str | None:
+        """Why a backend can't be replaced, with the mend."""
+
+    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """Services of this namespace that copies of requests go to, with the percent."""
+
+    def mirror(self, values: Object, service: str, port: int | None, percent: int) -> Object | None:
+        """Owned fields with a mirror; None if the user's own stands in its place."""
+
+    def unmirror(self, values: Object, services: frozenset[str]) -> Object:
+        """Owned fields without the mirrors to these Services."""
+
+    def refusal(self, live: Mapping[str, Any]) -> str | None:
+        """Why what stands there is not carried out (yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Backend:
+    """A revision's Service. `ports`: number of its port by the number that callers use."""
+
+    service: str
+    weight: int
+    ports: Mapping[int, int]
+
+    def port(self, callers: int | None) -> int | None:
+        return None if callers is None else self.ports.get(callers, callers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is to stand in place of each original reference; no backends: the reference itself."""
+
+    backends: tuple[_Backend, ...] = ()
+    mirror: _Backend | None = None
+
+    @property
+    def original(self) -> bool:
+        return not self.backends and self.mirror is None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A rule of which we own something: its owned fields as the user wrote them, and whether they were left as we wrote
+    them."""
+
+    index: int
+    key: str
+    original: Object
+    untouched: bool
+
+
+class BorrowedRouter:
+    """Steers a route that the user keeps."""
+
+    can_mirror = True
+
+    def __init__(self, name: str, shape: Shape) -> None:
+        self.name = name
+        self._shape = shape
+
+    # What the spec says
+
+    def validate(self, spec: Spec) -> list[Problem]:
+        """Every step is possible; the route is looked at by `problems`."""
+        return []
+
+    def split(self, weight: int, capacity: int) -> Split:
+        """Requests are split by the router, whatever the pods."""
+        return Split(float(weight))
+
+    def reference(self, spec: Spec) -> tuple[Kind, str] | None:
+        """The route that the spec names."""
+        name = self._shape.reference(spec)
+        return (self._shape.kind, name) if name else None
+
+    def problems(self, rollout: Mapping[str, Any], spec: Spec, children: Children) -> list[Problem]:
+        """The route must exist, be the user's, and name the Service for callers by one of its ports."""
+        live = self._live(spec, children)
+        problem = self._missing(rollout, spec, live)
+        if problem is None and live is not None:
+            view = _View(self._shape, rollout, live, _root(rollout, spec))
+            problem = next(self._unfit(view, spec), None)
+        return [problem] if problem else []
+
+    def _missing(self, rollout: Mapping[str, Any], spec: Spec, live: Object | None) -> Problem | None:
+        kind, name = self._shape.kind.kind, self._shape.reference(spec)
+        namespace, root = rollout["metadata"]["namespace"], _root(rollout, spec)
+        if live is None or deleting(live):
+            return Problem(
+                Reason.REFERENCE_NOT_FOUND,
+                f"traffic.{self.name} names {kind} {name}, which namespace {namespace} does not have: create it or "
+                f"correct the name; if {kind}s were installed after the operator started, restart it",
+            )
+        if ownership(rollout, live) is not Ownership.FOREIGN:
+            return Problem(
+                Reason.NAME_TAKEN,
+                f"{kind} {name} is the operator's own (from traffic.gatewayAPI): name another route in traffic.{self.name}",
+            )
+        if not _View(self._shape, rollout, live, root).parts(spec):
+            return Problem(
+                Reason.REFERENCE_NOT_FOUND,
+                f"{kind} {name} has no backend that is Service {root}{self._where(spec)}, so there is nothing to split: add "
+                f"one, or set service.name to the Service that it names",
+            )
+        return None
+
+    def _where(self, spec: Spec) -> str:
+        istio = spec.traffic.istio
+        route = istio.virtual_service.route if istio and self.name == "istio" else None
+        return f" in its http route {route}" if route else ""
+
+    def _unfit(self, view: _View, spec: Spec) -> Iterator[Problem]:
+        shape, root = self._shape, view.root
+        numbers = [port.port for port in spec.service.ports]
+        if not any(view.weight(part) for part in view.parts(spec)):
+            yield Problem(
+                Reason.NOT_SUPPORTED,
+                f"{shape.kind.kind} {name_in(view.live)} gives Service {root} the weight 0 in each of its rules, so no "
+                "requests could be compared: give it a weight",
+            )
+        for part in view.parts(spec):
+            backends = part.original[shape.backends] or []
+            where = f"{shape.kind.kind} {name_in(view.live)}: spec.{shape.rules}[{part.index}]"
+            for backend in backends:
+                if shape.service_of(backend, view.namespace) != root:
+                    continue
+                port, unfit = shape.port_of(backend), shape.unfit(backend)
+                if unfit:
+                    yield Problem(Reason.NOT_SUPPORTED, f"{where} {unfit}")
+                if port is not None and port not in numbers:
+                    known = ", ".join(map(str, numbers))
+                    yield Problem(
+                        Reason.INVALID_SPEC,
+                        f"{where} names port {port} of Service {root}, which service.ports does not have: write one of "
+                        f"{known} there, or add the port",
+                    )
+            if len(backends) > 1 and max(shape.weights(backends)) * FACTOR > shape.heaviest:
+                yield Problem(
+                    Reason.NOT_SUPPORTED,
+                    f"{where} has a weight of more than {shape.heaviest // FACTOR}, which leaves no room to split it: divide "
+                    "the weights of the rule by a common factor",
+                )
+
+    # What is written
+
+    def actions(
+        self, rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children, now: float
+    ) -> list[Action]:
+        """Put the committed weights in the place of the original references, or those back."""
+        if deleting(rollout):
+            return []
+        live = self._live(spec, children)
+        strays = [obj for obj in self._steered(rollout, children) if obj is not live]
+        actions = self._restorations(rollout, strays)
+        if live is not None and self._missing(rollout, spec, live) is None:
+            view = _View(self._shape, rollout, live, _root(rollout, spec))
+            wanted = self._wanted(view, spec, status, children)
+            patch = view.patch(wanted, spec) if wanted is not None else None
+            actions += [patch] if patch else self._give_back([live])
+        return actions
+
+    def retire(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
+        """Restore whatever is still steered, then give up what the API server holds us for the owner of."""
+        restored = self._restorations(rollout, self._steered(rollout, children))
+        routes = [obj for (kind, _), obj in children.borrowed.items() if kind == self._shape.kind.kind]
+        return restored or self._give_back(routes)
+
+    def release(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
+        """The same: the route outlives the ModelRollout."""
+        return self.retire(rollout, children)
+
+    def _restorations(self, rollout: Mapping[str, Any], routes: Sequence[Object]) -> list[Action]:
+        """What the user wrote comes back from what each route remembers: the spec may name another one, or be wrong."""
+        views = [
+            _View(self._shape, rollout, obj, str(_annotation(obj).get("service") or name_in(rollout)))
+            for obj in routes
+            if not deleting(obj)
+        ]
+        patches = (view.patch(_Wanted(), None) for view in views)
+        return [patch for patch in patches if patch is not None]
+
+    def _give_back(self, routes: Sequence[Object]) -> list[Action]:
+        """Give up the ownership of rules that stand as the user wrote them.
+
+        The API server would go on to hold us for their owner, and refuse the user's next server-side apply of other ones.
+        """
+        patches = (_disowning(self._shape, obj) for obj in routes if not deleting(obj))
+        return [patch for patch in patches if patch is not None]
+
+    def _steered(self, rollout: Mapping[str, Any], children: Children) -> list[Object]:
+        return [
+            obj
+            for (kind, _), obj in sorted(children.borrowed.items())
+            if kind == self._shape.kind.kind and steered_by(obj) == name_in(rollout)
+        ]
+
+    def _live(self, spec: Spec, children: Children) -> Object | None:
+        name = self._shape.reference(spec)
+        return children.borrowed.get((self._shape.kind.kind, name)) if name else None
+
+    def _wanted(self, view: _View, spec: Spec, status: Status, children: Children) -> _Wanted | None:
+        """None: nothing can be said yet, so what stands there stays.
+
+        As in a route of our own, a revision stands in it only once its Service had a ready endpoint. The original comes
+        back when the Service for callers has followed the revision that has all of the traffic.
+        """
+        rollout = view.rollout
+        if (status.stable or status.candidate) is None:
+            return None
+        routed = view.services
+
+        def backend(revision: str, weight: int) -> _Backend | None:
+            service = child_name(rollout, revision)
+            if service not in routed and not ready_pods(children.slices_of(service)):
+                return None
+            return _Backend(service, weight, _ports(rollout, spec, status, children, revision))
+
+        found = [backend(revision, weight) for revision, weight in weights_by_revision(status).items()]
+        backends = tuple(one for one in found if one is not None)
+        mirrored = status.candidate if status.weights.mirror > 0 else None
+        mirror = backend(mirrored.revision, status.weights.mirror) if mirrored else None
+        pin = pin_of(spec, status)
+        if pin and {one.service for one in backends} <= {child_name(rollout, pin)}:
+            followed = set(answering(children, view.root)) == {pin}
+            if not view.replaced or followed:
+                return _Wanted((), mirror)
+        return _Wanted(backends, mirror) if backends else None
+
+    # What is read
+
+    def observe(
+        self, rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children
+    ) -> RouteReading:
+        """The weights in the route, and whether those who carry them out have accepted this generation of it."""
+        live = self._live(spec, children)
+        missing = self._missing(rollout, spec, live)
+        if live is None or missing is not None:
+            return RouteReading(problem=f"{missing.reason}: {missing.message}" if missing else None)
+        view = _View(self._shape, rollout, live, _root(rollout, spec))
+        wanted = self._wanted(view, spec, status, children)
+        patch = view.patch(wanted, spec) if wanted is not None else None
+        stands = wanted is not None and patch is None
+        problem = view.unmirrorable(wanted, spec) if wanted else None
+        problem = problem or self._shape.refusal(live)
+        weights = view.weights(spec, _callers(rollout, spec, status, children))
+        complete = weights == _percent(weights_by_revision(status))
+        mirror = view.mirrored(spec)
+        return RouteReading(
+            weights=weights,
+            accepted=stands and complete and mirror == status.weights.mirror and problem is None,
+            identity=f"{live['metadata'].get('uid')}/{live['metadata'].get('generation')}",
+            problem=problem,
+            foreign_manager=view.writer if patch is not None and patch.drift else None,
+            mirror=mirror,
+        )
+
+
+class _View:
+    """A route that somebody else keeps, and what of it is ours."""
+
+    def __init__(self, shape: Shape, rollout: Mapping[str, Any], live: Object, root: str) -> None:
+        self.shape, self.rollout, self.live, self.root = shape, rollout, live, root
+        self.namespace = str(rollout["metadata"]["namespace"])
+        self._prefix = f"{name_in(rollout)}-"
+        self._memory = _memory(live) if steered_by(live) == name_in(rollout) else None
+
+    @property
+    def services(self) -> frozenset[str]:
+        """Our revisions' Services that stand in the route."""
+        found = [
+            self.shape.service_of(one, self.namespace) for rule in self._rules for one in self._backends(rule)
+        ]
+        found += [service for rule in self._rules for service, _ in self.shape.mirrors(rule)]
+        return frozenset(service for service in found if service and self._is_ours(service))
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a reference of the user's is replaced at present."""
+        return any(self._is_ours_in(one) for rule in self._rules for one in self._backends(rule))
+
+    @property
+    def writer(self) -> str | None:
+        """Who else last wrote the rules."""
+        return last_writer(self.live, ("f:spec", f"f:{self.shape.rules}"))
+
+    def touched(self, spec: Spec | None) -> bool:
+        """Whether somebody has changed what we wrote."""
+        return any(not part.untouched for part in self.parts(spec))
+
+    def parts(self, spec: Spec | None) -> list[_Part]:
+        """The rules that are split, or may be; without a spec, those that are."""
+        found = (self._part(index, rule, spec) for index, rule in enumerate(self._rules))
+        return [part for part in found if part is not None]
+
+    def _part(self, index: int, rule: Mapping[str, Any], spec: Spec | None) -> _Part | None:
+        values = {field: rule.get(field) for field in self.shape.owned}
+        key = str(rule.get("name") or f"#{index}")
+        backends = self._backends(rule)
+        stored = (self._memory or {}).get(key)
+        if stored is not None and stored["written"] == values:
+            return _Part(index, key, stored["original"], True)
+        if any(self.shape.service_of(one, self.namespace) == self.root for one in backends):
+            if spec is not None and not self.shape.picks(spec, rule) and not self._has_ours(rule):
+                return None
+            # The user's own content again, or still: it is the original now.
+            kept = [one for one in backends if not self._is_ours_in(one)]
+            original = self.shape.unmirror(values | {self.shape.backends: kept}, self.services)
+            return _Part(index, key, original, self._memory is None)
+        if not self._has_ours(rule):
+            return None
+        if stored is not None and self._fits(stored["original"], backends):
+            return _Part(index, key, stored["original"], False)
+        original = self.shape.unmirror(values | {self.shape.backends: self._guess(backends)}, self.services)
+        return _Part(index, key, original, False)
+
+    def _has_ours(self, rule: Mapping[str, Any]) -> bool:
+        mirrored = any(self._is_ours(service) for service, _ in self.shape.mirrors(rule))
+        return mirrored or any(self._is_ours_in(one) for one in self._backends(rule))
+
+    def _fits(self, original: Mapping[str, Any], backends: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the other backends are still those that stood beside the original reference."""
+
+        def bare(one: Mapping[str, Any]) -> Object:
+            return {field: value for field, value in one.items() if field != "weight"}
+
+        before = original.get(self.shape.backends) or []
+        others = [bare(b) for b in before if self.shape.service_of(b, self.namespace) != self.root]
+        return others == [bare(one) for one in backends if not self._is_ours_in(one)]
+
+    def _guess(self, backends: Sequence[Mapping[str, Any]]) -> list[Object]:
+        """The original backends, when what was remembered of them is lost: the weights undo our arithmetic."""
+        weights = self.shape.weights(backends)
+        ours = [index for index, one in enumerate(backends) if self._is_ours_in(one)]
+        factor = FACTOR if all(weights[i] % FACTOR == 0 for i in range(len(weights)) if i not in ours) else 1
+        found: list[Object] = []
+        for index, one in enumerate(backends):
+            if index not in ours:
+                found.append(
+                    {**one, "weight": weights[index] // factor} if len(ours) < len(backends) else dict(one)
+                )
+            elif index == ours[0]:
+                weight = max(1, sum(weights[i] for i in ours) // factor)
+                found.append(self.shape.redirect(one, self.root, self.shape.port_of(one), weight))
+        return found
+
+    def patch(self, wanted: _Wanted, spec: Spec | None) -> JsonPatch | None:
+        """The write that makes the route as wanted; None if it is."""
+        rules: dict[str, Object] = {}
+        operations: list[Object] = []
+        for part in self.parts(spec):
+            rule = self._rules[part.index]
+            written = self._written(part, wanted)
+            rules[part.key] = {"original": part.original, "written": written}
+            path = f"/spec/{self.shape.rules}/{part.index}"
+            operations += _replacements(path, rule, written)
+        memory = None if wanted.original else {"service": self.root, "rules": rules}
+        operations += _annotations(self.live, name_in(self.rollout), memory)
+        if not operations:
+            return None
+        weights = ", ".join(f"{one.service} {one.weight}" for one in wanted.backends)
+        undone = self.touched(spec) and any(one["path"].startswith("/spec/") for one in operations)
+        drift = f"spec.{self.shape.rules} (by {self.writer or 'another writer'})" if undone else ""
+        return JsonPatch(
+            self.shape.kind,
+            self.namespace,
+            name_in(self.live),
+            (*_guards(self.live), *operations),
+            f"weights {weights}" if weights else "the references that the user wrote",
+            drift,
+        )
+
+    def _written(self, part: _Part, wanted: _Wanted) -> Object:
+        """The owned fields of a rule, as wanted."""
+        shape, values = self.shape, copy.deepcopy(part.original)
+        backends = values[shape.backends] or []
+        weights = shape.weights(backends)
+        ours = [shape.service_of(one, self.namespace) == self.root for one in backends]
+        if wanted.backends:
+            found: list[Object] = []
+            for one, weight, mine in zip(backends, weights, ours, strict=True):
+                if not mine:
+                    found.append({**one, "weight": weight * FACTOR})
+                    continue
+                total = weight * FACTOR if len(backends) > 1 else FACTOR * min(1, weight)
+                shares = _apportion(total, [target.weight for target in wanted.backends])
+                found += [
+                    shape.redirect(one, target.service, target.port(shape.port_of(one)), share)
+                    for target, share in zip(wanted.backends, shares, strict=True)
+                ]
+            values[shape.backends] = found
+        if wanted.mirror is not None:
+            first = next((one for one, mine in zip(backends, ours, strict=True) if mine), None)
+            port = wanted.mirror.port(shape.port_of(first) if first else None)
+            mirrored = shape.mirror(values, wanted.mirror.service, port, wanted.mirror.weight)
+            values = values if mirrored is None else mirrored
+        return values
+
+    def weight(self, part: _Part) -> int:
+        """What the references of the user's weigh that are replaced."""
+        backends = part.original[self.shape.backends] or []
+        mine = [self.shape.service_of(one, self.namespace) == self.root for one in backends]
+        weights = self.shape.weights(backends)
+        return sum(weight for weight, ours in zip(weights, mine, strict=True) if ours)
+
+    def unmirrorable(self, wanted: _Wanted, spec: Spec) -> str | None:
+        """Why a wanted mirror can't stand there."""
+        if wanted.mirror is None:
+            return None
+        for part in self.parts(spec):
+            if self.shape.mirror(copy.deepcopy(part.original), wanted.mirror.service, None, 1) is None:
+                return (
+                    f"{Reason.NOT_SUPPORTED}: spec.{self.shape.rules}[{part.index}] of {self.shape.kind.kind} "
+                    f"{name_in(self.live)} has a mirror of its own: remove that, or let the strategy do without one"
+                )
+        return None
+
+    def mirrored(self, spec: Spec) -> int:
+        """Percent of the requests that are copied to our Services; the least over the rules that are split."""
+        found = [
+            max((p for s, p in self.shape.mirrors(self._rules[part.index]) if self._is_ours(s)), default=0)
+            for part in self.parts(spec)
+        ]
+        return min(found, default=0)
+
+    def weights(self, spec: Spec, callers: Mapping[str, int]) -> dict[str, int]:
+        """Percent by revision: the mean over the rules. `callers` is how the Service for callers splits."""
+        sums: dict[str, int] = {}
+        counted = 0
+        for part in self.parts(spec):
+            backends = self._backends(self._rules[part.index])
+            shares: dict[str, int] = {}
+            for one, weight in zip(backends, self.shape.weights(backends), strict=True):
+                service = self.shape.service_of(one, self.namespace) or ""
+                if service == self.root:
+                    for revision, percent in callers.items():
+                        shares[revision] = shares.get(revision, 0) + weight * percent
+                elif self._is_ours(service):
+                    revision = service.removeprefix(self._prefix)
+                    shares[revision] = shares.get(revision, 0) + weight * 100
+            if sum(shares.values()):
+                counted += 1
+                for revision, percent in _percent(shares).items():
+                    sums[revision] = sums.get(revision, 0) + percent
+        return (
+            {revision: percent // counted for revision, percent in sums.items()} if counted else dict(callers)
+        )
+
+    @property
+    def _rules(self) -> list[Object]:
+        return list((self.live.get("spec") or {}).get(self.shape.rules) or ())
+
+    def _backends(self, rule: Mapping[str, Any]) -> list[Object]:
+        return list(rule.get(self.shape.backends) or ())
+
+    def _is_ours_in(self, backend: Mapping[str, Any]) -> bool:
+        service = self.shape.service_of(backend, self.namespace)
+        return service is not None and self._is_ours(service)
+
+    def _is_ours(self, service: str) -> bool:
+        rest = service.removeprefix(self._prefix)
+        return rest != service and _REVISION.fullmatch(rest) is not None
+
+
+def _disowning(shape: Shape, live: Object) -> JsonPatch | None:
+    """The write that takes our entry out of the managedFields of a route that nobody steers; None if there is none."""
+    if steered_by(live):
+        return None
+    for index, entry in enumerate(live["metadata"].get("managedFields") or ()):
+        ours = entry.get("manager") == FIELD_MANAGER and entry.get("subresource") in (None, "")
+        if ours and f"f:{shape.rules}" in (fields_of(entry).get("f:spec") or {}):
+            path = f"/metadata/managedFields/{index}"
+            operations = (
+                *_guards(live),
+                {"op": "test", "path": f"{path}/manager", "value": FIELD_MANAGER},
+                {"op": "remove", "path": path},
+            )
+            return JsonPatch(
+                shape.kind, live["metadata"]["namespace"], name_in(live), operations, "give it back"
+            )
+    return None
+
+
+def _guards(live: Mapping[str, Any]) -> list[Object]:
+    """Operations that make a patch a conflict, if the object is not the one that was looked at."""
+    return [
+        {"op": "test", "path": f"/metadata/{field}", "value": live["metadata"][field]}
+        for field in ("uid", "resourceVersion")
+    ]
+
+
+def _root(rollout: Mapping[str, Any], spec: Spec) -> str:
+    return spec.service_name(name_in(rollout))
+
+
+def _ports(
+    rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children, revision: str
+) -> dict[int, int]:
+    """Number of a revision's port by the number that callers use: they are the same port if they have the same name."""
+    record = record_of(rollout, spec, children, revision)
+    pin = pin_of(spec, status)
+    callers = record_of(rollout, spec, children, pin) if pin else None
+    if record is None:
+        return {}
+    named = {int(port["port"]): str(port.get("name")) for port in (callers or record).ports}
+    named |= {port.port: port.name for port in spec.service.ports if port.port not in named}
+    return {number: record.port(name) for number, name in named.items()}
+
+
+def _callers(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children) -> dict[str, int]:
+    """Percent by revision behind the Service for callers. Without endpoints it is who is to answer that counts."""
+    live = children.services.get(_root(rollout, spec))
+    pin = pin_of(spec, status) if (status.stable or status.candidate) else None
+    if live is None or pin is None:
+        return {}
+    if (live["spec"].get("selector") or {}).get(REVISION_LABEL) != pin:
+        return {}
+    return _percent(answering(children, _root(rollout, spec))) or {pin: 100}
+
+
+def _percent(weights: Mapping[str, int]) -> dict[str, int]:
+    total = sum(weights.values())
+    return {key: 100 * weight // total for key, weight in weights.items() if weight > 0}
+
+
+def _apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole parts of a total in the ratio of the weights; what rounding leaves goes to the greatest remainders."""
+    whole = sum(weights)
+    parts = [total * weight // whole for weight in weights]
+    order = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % whole), i))
+    for index in order[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+def _replacements(path: str, rule: Mapping[str, Any], written: Mapping[str, Any]) -> Iterator[Object]:
+    for field, value in written.items():
+        if rule.get(field) == value:
+            continue
+        where = f"{path}/{field}"
+        if value is None:
+            yield {"op": "remove", "path": where}
+        else:
+            yield {"op": "replace" if field in rule else "add", "path": where, "value": value}
+
+
+def _annotation(live: Mapping[str, Any]) -> dict[str, Any]:
+    text = (live["metadata"].get("annotations") or {}).get(ORIGINAL_ANNOTATION)
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _memory(live: Mapping[str, Any]) -> dict[str, Any]:
+    """What was remembered by rule, without what can't be read: somebody may have edited it."""
+    rules = _annotation(live).get("rules")
+    if not isinstance(rules, dict):
+        return {}
+    return {
+        key: rule
+        for key, rule in rules.items()
+        if isinstance(rule, dict)
+        and all(isinstance(rule.get(field), dict) for field in ("original", "written"))
+    }
+
+
+def _annotations(live: Mapping[str, Any], rollout: str, memory: Object | None) -> Iterator[Object]:
+    present = live["metadata"].get("annotations") or {}
+    if memory is None:
+        ours = [key for key in (STEERED_BY_ANNOTATION, ORIGINAL_ANNOTATION) if key in present]
+        if ours and len(ours) == len(present):
+            yield {"op": "remove", "path": "/metadata/annotations"}
+        else:
+            yield from ({"op": "remove", "path": _path(key)} for key in ours)
+        return
+    wanted = {
+        STEERED_BY_ANNOTATION: rollout,
+        ORIGINAL_ANNOTATION: json.dumps(memory, sort_keys=True, separators=(",", ":")),
+    }
+    if not present:
+        yield {"op": "add", "path": "/metadata/annotations", "value": wanted}
+        return
+    for key, value in wanted.items():
+        if present.get(key) != value:
+            yield {"op": "add", "path": _path(key), "value": value}
+
+
+def _path(key: str) -> str:
+    return f"/metadata/annotations/{key.replace('~', '~0').replace('/', '~1')}"

@@ -1,0 +1,17 @@
+"""Weights in an HTTPRoute of the Gateway API (v1) that the user keeps."""
+
+from __future__ import annotations
+
+from ..api.spec import Spec
+from ..cluster.kinds import HTTP_ROUTE
+from .routes import GatewayRouteShape
+
+
+class HTTPRouteShape(GatewayRouteShape):
+    """spec.traffic.httpRoute."""
+
+    kind = HTTP_ROUTE
+
+    def reference(self, spec: Spec) -> str | None:
+        """Name of the HTTPRoute."""
+        return spec.traffic.http_route.name if spec.traffic.http_route else None
