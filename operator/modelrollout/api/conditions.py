@@ -183,6 +183,7 @@ class EventReason(_Documented):
     SUPERSEDED = "Superseded", "The spec named another revision meanwhile."
     REVERTED = "Reverted", "The spec named the old revision again."
     ABORTED = "Aborted", "Someone asked for the way back."
+    JUDGED = "Judged", "The comparison is over; as its strategy says, nothing is taken over."
     INCONCLUSIVE = "Inconclusive", "Neither harm nor harmlessness was proven within the deadline."
     METRICS_UNAVAILABLE = "MetricsUnavailable", "Metrics can't be read."
     METRICS_RESTORED = "MetricsRestored", "Metrics can be read again."
