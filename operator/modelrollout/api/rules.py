@@ -210,11 +210,13 @@ def _one_strategy(strategy: Strategy) -> bool:
 # What routers can do; a test holds it against the routers themselves.
 MIRRORS = ("gatewayAPI", "httpRoute", "grpcRoute", "istio")
 
-_STEPS = (
-    "(has(self.strategy.canary) && has(self.strategy.canary.steps) ? self.strategy.canary.steps : "
-    "has(self.strategy.shadow) && has(self.strategy.shadow.canary) && has(self.strategy.shadow.canary.steps) ? "
-    "self.strategy.shadow.canary.steps : [])"
-)
+
+def _some_step(cel: str) -> str:
+    """CEL: a written step is so. Those of a shadow need no look: a shadow itself asks for all that they could."""
+    return f"({_present('strategy.canary.steps')} && self.strategy.canary.steps.exists(s, {cel}))"
+
+
+_MIRRORING, _SIZED = "has(s.mirror) && s.mirror > 0", "has(s.size) && s.size > 0"
 _CAN_MIRROR = f"(has(self.traffic) && ({' || '.join(f'has(self.traffic.{router})' for router in MIRRORS)}))"
 _COPIES_BEFORE = (
     "(has(self.strategy.shadow) || has(self.strategy.blueGreen) && has(self.strategy.blueGreen.mirror) && "
@@ -236,12 +238,7 @@ def _judged_on_copies(spec: Spec) -> bool:
 
 def _switch_is_decided(spec: Spec) -> bool:
     blue_green = spec.strategy.blue_green
-    return (
-        blue_green is None
-        or blue_green.mirror > 0
-        or blue_green.approval
-        or spec.analysis.mode == "Off"
-    )
+    return blue_green is None or blue_green.mirror > 0 or blue_green.approval or spec.analysis.mode == "Off"
 
 
 def _preview_is_routed(spec: Spec) -> bool:
@@ -387,9 +384,7 @@ RULES: tuple[Rule[Any], ...] = (
         Spec,
         "strategy",
         f"strategy copies requests (mirror), which traffic.podRatio can't: choose one of {', '.join(MIRRORS)} in traffic",
-        _of_strategies(
-            f"!({_COPIES_BEFORE} || {_STEPS}.exists(s, has(s.mirror) && s.mirror > 0)) || {_CAN_MIRROR}"
-        ),
+        _of_strategies(f"!({_COPIES_BEFORE} || {_some_step(_MIRRORING)}) || {_CAN_MIRROR}"),
         lambda spec: not spec.strategy.mirrors or spec.traffic.router in MIRRORS,
     ),
     Rule(
@@ -417,8 +412,7 @@ RULES: tuple[Rule[Any], ...] = (
         "false, or choose rolling or a canary without them",
         _of_strategies(
             f"!(has(self.workload.elastic) && self.workload.elastic) || !({_COPIES_BEFORE} || "
-            f"has(self.strategy.blueGreen) || {_STEPS}.exists(s, (has(s.mirror) && s.mirror > 0) || "
-            "(has(s.size) && s.size > 0)))"
+            f"has(self.strategy.blueGreen) || {_some_step(f'({_MIRRORING}) || ({_SIZED})')})"
         ),
         lambda spec: not spec.workload.elastic or not spec.strategy.needs_room,
     ),
@@ -427,7 +421,7 @@ RULES: tuple[Rule[Any], ...] = (
         "strategy",
         "canary.steps: size needs a router, as with traffic.podRatio the pods are the weight: "
         f"choose one of {', '.join(MIRRORS)} in traffic, or remove size",
-        _of_strategies(f"!{_STEPS}.exists(s, has(s.size) && s.size > 0) || {_CAN_MIRROR}"),
+        _of_strategies(f"!{_some_step(_SIZED)} || {_CAN_MIRROR}"),
         lambda spec: not any(step.size for step in spec.strategy.steps) or spec.traffic.router in MIRRORS,
     ),
     Rule(

@@ -76,7 +76,9 @@ def _check_batch(value: Any) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100_000
     percent = isinstance(value, str) and re.fullmatch(_BATCH, value)
     if not number and not percent:
-        raise ValueError(f"{value!r} is neither a number of pods from 1 on nor a share of them from 1% to 99%")
+        raise ValueError(
+            f"{value!r} is neither a number of pods from 1 on nor a share of them from 1% to 99%"
+        )
     return value
 
 

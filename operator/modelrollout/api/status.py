@@ -107,7 +107,8 @@ class PlanStep(Model):
     )
     proof: bool = Field(False, description="Whether it ends only once the candidate is proven harmless.")
     stop: bool = Field(
-        False, description="Whether the attempt ends after it, as the last one, with a verdict and no takeover."
+        False,
+        description="Whether the attempt ends after it, as the last one, with a verdict and no takeover.",
     )
     preview: bool = Field(False, description="Whether the candidate can be reached besides, for previews.")
 
@@ -270,7 +271,9 @@ class Status(Model):
     retiring: list[Retiring] = Field(
         default_factory=list, description="Revisions that lose their pods.", max_length=64
     )
-    rejected: Rejected | None = Field(None, description="The revision that the spec names and that is not tried again by itself.")
+    rejected: Rejected | None = Field(
+        None, description="The revision that the spec names and that is not tried again by itself."
+    )
     capacity_at_start: int | None = Field(
         None, description="Pods that carry all traffic, when the attempt started."
     )

@@ -421,7 +421,9 @@ BAD: tuple[Bad, ...] = (
     # strategies
     bad("a weight of 0 shows nothing", STEPS, [{"weight": 0}, {"weight": 5}], at=f"{STEPS}[0].weight"),
     bad("a batch is no share", "spec.strategy.rolling", {"batch": "25"}, at="spec.strategy.rolling.batch"),
-    bad("a batch is everything", "spec.strategy.rolling", {"batch": "100%"}, at="spec.strategy.rolling.batch"),
+    bad(
+        "a batch is everything", "spec.strategy.rolling", {"batch": "100%"}, at="spec.strategy.rolling.batch"
+    ),
     bad("a batch is empty", "spec.strategy.rolling", {"batch": 0}, at="spec.strategy.rolling.batch"),
     bad(
         "a router's share and all of the baseline's pods are no batches",
