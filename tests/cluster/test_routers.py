@@ -390,3 +390,92 @@ async def test_the_finalizer_goes_without_restoring_what_may_not_be_written(worl
     await execute(world.port, release_actions(client.get(path), world.children(), refused=True))
     assert client.get(path)["metadata"]["finalizers"] == ["example.com/other"]
     client.patch(path, {"metadata": {"finalizers": None}}, kind="merge")
+
+
+OWN = {
+    "parentRefs": [{"name": "public"}],
+    "hostnames": ["fraud.example.com"],
+    "matches": [
+        {"path": {"value": "/v1"}, "headers": [{"name": "x-team", "value": "risk"}], "method": "POST"}
+    ],
+    "filters": [
+        {
+            "requestHeaderModifier": {
+                "set": [{"name": "x-model", "value": "fraud"}],
+                "add": [{"name": "x-seen", "value": "gateway"}],
+                "remove": ["x-debug"],
+            }
+        },
+        {
+            "urlRewrite": {
+                "hostname": "fraud.internal",
+                "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"},
+            }
+        },
+        {"extensionRef": {"group": "gateway.example.com", "kind": "RateLimit", "name": "slow"}},
+    ],
+    "timeouts": {"request": "1m30s", "backendRequest": "1500ms"},
+    "annotations": {"external-dns.alpha.kubernetes.io/target": "fraud.example.com"},
+}
+LESS = {
+    "nothing but parents": {"parentRefs": OWN["parentRefs"]},
+    "no filters": {k: v for k, v in OWN.items() if k != "filters"},
+    "no time-outs": {k: v for k, v in OWN.items() if k != "timeouts"},
+    "no annotations": {k: v for k, v in OWN.items() if k != "annotations"},
+    "one time-out": OWN | {"timeouts": {"request": "1m30s"}},
+    "no headers": OWN | {"matches": [{"path": {"value": "/v1"}, "method": "POST"}]},
+    "one change of headers": OWN
+    | {
+        "filters": [
+            {"requestHeaderModifier": {"set": [{"name": "x-model", "value": "fraud"}]}},
+            *OWN["filters"][1:],
+        ]
+    },
+}
+
+
+def own(lab: Lab, namespace: str, gateway: Object) -> Object:
+    """A ModelRollout with an HTTPRoute of its own, accepted by the API server."""
+    rollout = manifest(namespace=namespace, traffic={"gatewayAPI": gateway})
+    rollout["metadata"] = {key: rollout["metadata"][key] for key in ("name", "namespace")}
+    return lab.client.apply(rollout)
+
+
+@pytest.mark.parametrize("less", LESS.values(), ids=LESS)
+async def test_what_leaves_the_spec_leaves_our_own_route(
+    lab: Lab, port: KubernetesCluster, namespace: str, less: Object
+) -> None:
+    def actions(rollout: Object) -> list[Action]:
+        children = Children(
+            endpointslices={"fraud": slice_of(f"fraud-{revision}", ["a-0"])},
+            routes={
+                obj["metadata"]["name"]: {"apiVersion": HTTP_ROUTE.api_version, "kind": HTTP_ROUTE.kind} | obj
+                for obj in lab.client.list(HTTP_ROUTE.path(namespace))
+            },
+        )
+        return route_actions(rollout, spec_of(rollout), status, children, NOW)
+
+    rollout = own(lab, namespace, OWN)
+    revision = revision_of(rollout)
+    status = status_of(revision)
+    path = HTTP_ROUTE.path(namespace, "fraud")
+    await execute(port, actions(rollout))
+    assert actions(rollout) == []
+    full = lab.client.get(path)
+    assert [one["type"] for one in full["spec"]["rules"][0]["filters"]] == [
+        "RequestHeaderModifier",
+        "URLRewrite",
+        "ExtensionRef",
+    ]
+    assert full["spec"]["rules"][0]["timeouts"] == {"request": "1m30s", "backendRequest": "1s500ms"}
+    assert full["metadata"]["annotations"] == OWN["annotations"]
+
+    changed = own(lab, namespace, less)
+    await execute(port, actions(changed))
+    assert actions(changed) == []
+    lean = lab.client.get(path)
+    lab.client.delete(path)
+    await execute(port, actions(changed))
+    fresh = lab.client.get(path)
+    assert lean["spec"] == fresh["spec"]
+    assert lean["metadata"].get("annotations") == fresh["metadata"].get("annotations")

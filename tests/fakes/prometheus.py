@@ -152,6 +152,11 @@ class FakePrometheus:
             self._server.server_close()
             self._server = None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped and not started again."""
+        return self._closing.is_set()
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -364,6 +369,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        """A server that was stopped answers on no connection that is still open either."""
+        if self.owner.stopped:
+            self.close_connection = True
+            return False
+        return super().parse_request()
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Self
 
 from lab.gateway import ADDRESS_ANNOTATION, GATEWAY_NAME, GATEWAY_NAMESPACE
@@ -290,7 +291,15 @@ class Rollout:
 
     def measured(self) -> str:
         """One line about the release, for whoever reads the test's output."""
-        return f"{self.name}: {self.outcome} {self.counts().by_version(status=None)} failed {self.failures()}"
+        entry = self.status["history"][0]
+        began, ended = (
+            datetime.fromisoformat(entry[name]) if name in entry else None
+            for name in ("startedAt", "endedAt")
+        )
+        seconds = f"{(ended - began).total_seconds():.0f} s" if began and ended else "not ended"
+        answers = self.counts().by_version(status=None)
+        why = f"{entry.get('reason')}: {entry.get('message')}"
+        return f"{self.name}: {entry.get('outcome')} ({why}) after {seconds}; answers {answers}, failed {self.failures()}"
 
 
 def resource_of(event: Mapping[str, Any]) -> str:

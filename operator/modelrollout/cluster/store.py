@@ -10,7 +10,7 @@ children of one rollout costs time by the number of its children only.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +33,8 @@ from modelrollout.cluster.managed_fields import slim_managed_fields
 from modelrollout.cluster.pods import Pod, strip
 
 _ROUTES = frozenset(kind.kind for kind in ROUTES)
+# Of this many deleted objects it is known that they are; an answer is never so late that more went meanwhile.
+GRAVES = 4096
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -90,6 +92,9 @@ class Store:
         self._watchers: defaultdict[Ref, set[Key]] = defaultdict(set)
         self._references: dict[Key, frozenset[Ref]] = {}
         self._listed: dict[tuple[str, str | None], str] = {}
+        # By uid, the version at which an object went. The answer to a write of ours may come after the word that the
+        # object is gone, and must not bring it back; one that only lost our label may come back with a newer version.
+        self._gone: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -98,7 +103,8 @@ class Store:
         """Take an object from a watch; the rollouts it concerns, none if it is old news."""
         ref = ref_of(obj)
         present = self._entries.get(ref)
-        if present is not None and not _newer(_version(obj), than=present.version):
+        known = present.version if present is not None else self._gone.get(_uid(obj))
+        if known is not None and not _newer(_version(obj), than=known):
             return frozenset()
         return self._set(ref, obj)
 
@@ -109,10 +115,11 @@ class Store:
     def remove(self, obj: Object) -> frozenset[Key]:
         """Take a deletion from a watch; ignored if the name has been taken by a newer object meanwhile."""
         ref = ref_of(obj)
+        self._bury(_uid(obj), _version(obj))
         present = self._entries.get(ref)
         if present is None:
             return frozenset()
-        other = str(obj["metadata"].get("uid") or "") != present.uid
+        other = _uid(obj) != present.uid
         if other and _newer(present.version, than=_version(obj)):
             return frozenset()
         return self._evict(ref)
@@ -129,6 +136,8 @@ class Store:
         before = self._listed.get(scope)
         restored = before is not None and _newer(before, than=resource_version) and before != resource_version
         self._listed[scope] = resource_version
+        if restored:
+            self._gone.clear()
         affected: set[Key] = set()
         seen: set[Ref] = set()
         for obj in items:
@@ -142,8 +151,15 @@ class Store:
                 affected |= self.put(obj)
         for ref in self._in_scope(kind, namespace) - seen:
             if restored or not _newer(self._entries[ref].version, than=resource_version):
+                self._bury(self._entries[ref].uid, resource_version)
                 affected |= self._evict(ref)
         return frozenset(affected)
+
+    def _bury(self, uid: str, version: str) -> None:
+        if uid:
+            self._gone[uid] = version
+        if len(self._gone) > GRAVES:
+            self._gone.popitem(last=False)
 
     def refer(self, key: Key, references: Collection[Ref]) -> None:
         """Say which objects that are not its children a rollout depends on: its route, the user's own Services.
@@ -282,7 +298,7 @@ def _entry(obj: Object) -> _Entry:
     pod = strip(obj) if kind == POD.kind else None
     return _Entry(
         version=_version(obj),
-        uid=str(metadata.get("uid") or ""),
+        uid=_uid(obj),
         rollout=Key(namespace, str(rollout)) if rollout else None,
         owners=tuple(str(owner["uid"]) for owner in owners if owner.get("uid")),
         service=Ref(SERVICE.kind, namespace, str(service)) if service else None,
@@ -300,6 +316,10 @@ def _slim(obj: Object, kind: str) -> Object:
     if kind in (DEPLOYMENT.kind, SERVICE.kind):
         metadata["managedFields"] = slim_managed_fields(entries)
     return obj | {"metadata": metadata}
+
+
+def _uid(obj: Mapping[str, Any]) -> str:
+    return str(obj["metadata"].get("uid") or "")
 
 
 def _version(obj: Mapping[str, Any]) -> str:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Collection
 from ..api.conditions import Reason
 from ..api.spec import Spec
 from ..api.status import Status
-from ..cluster.actions import NameTaken
 from ..cluster.errors import Forbidden, Invalid, KindNotServed
 from ..cluster.kinds import (
+    CONTROLLER_REVISION,
     DEPLOYMENT,
     HORIZONTAL_POD_AUTOSCALER,
+    HTTP_ROUTE,
     MODEL_ROLLOUT,
     SERVICE,
+    Kind,
     Object,
 )
 from ..cluster.port import Cluster
@@ -78,22 +80,25 @@ class Acceptance:
             return problem
         roles = (status.stable, status.candidate, status.previous)
         known = any(role is not None and role.revision == revision for role in roles)
-        if known or child_name(rollout, revision) in children.controller_revisions:
+        recorded = known or child_name(rollout, revision) in children.controller_revisions
+        # What is there and ours needs no question: after a restart a thousand rollouts would ask it at once.
+        names = [
+            name for name in needed_names(rollout, spec, revision) if not _stands(rollout, children, *name)
+        ]
+        if recorded and not names:
             return None
         question = (revision, spec.service_name(rollout["metadata"]["name"]), spec.traffic.router)
         checked = memory.checked
         if checked is None or checked.question != question or self._now() >= checked.again_at:
-            problem = await self._ask(rollout, spec, revision)
+            problem = await self._ask(rollout, spec, revision, names, new=not recorded)
             lasting = problem is None or problem.reason is Reason.INVALID_TEMPLATE
             again = float("inf") if lasting else self._now() + RECHECK
             checked = memory.checked = Checked(question, problem, again)
         return checked.problem
 
-    def taken(self, memory: Memory, error: NameTaken) -> None:
-        """A write found a foreign object under a name that we need."""
-        if memory.checked is not None:
-            problem = Problem(Reason.NAME_TAKEN, error.message)
-            memory.checked = Checked(memory.checked.question, problem, self._now() + RECHECK)
+    def taken(self, memory: Memory) -> None:
+        """A write found a foreign object under a name that we need: what was asked about it holds no more."""
+        memory.checked = None
 
     def _plain(self, rollout: Object, spec: Spec, status: Status, children: Children) -> Problem | None:
         """What is seen without a request."""
@@ -117,34 +122,65 @@ class Acceptance:
         conflict = self._conflicts.get((metadata["namespace"], metadata["name"]))
         return conflict or next(iter(name_problems(rollout, spec, status, children)), None)
 
-    async def _ask(self, rollout: Object, spec: Spec, revision: str) -> Problem | None:
-        namespace = rollout["metadata"]["namespace"]
-        wanted = dry_run_object(rollout, spec, revision)
+    async def _ask(
+        self, rollout: Object, spec: Spec, revision: str, names: list[tuple[Kind, str]], *, new: bool
+    ) -> Problem | None:
+        """Whether other objects are in the way; and of a new revision, what the API server says of it."""
         try:
-            await self._cluster.apply(wanted, dry_run=True)
+            problem = await self._dry_run(rollout, spec, revision) if new else None
+            problem = problem or await self._names(rollout, names)
+            return problem or (await self._overlap(rollout, spec, revision) if new else None)
+        except Forbidden as error:
+            if error.namespace_terminating:
+                raise
+            return Problem(Reason.NOT_SUPPORTED, f"the operator lacks a right: {_words(error.message)}")
+
+    async def _dry_run(self, rollout: Object, spec: Spec, revision: str) -> Problem | None:
+        try:
+            await self._cluster.apply(dry_run_object(rollout, spec, revision), dry_run=True)
         except Invalid as error:
             return Problem(Reason.INVALID_TEMPLATE, f"spec.workload.template: {_words(error.message)}")
         except Forbidden as error:
             if error.namespace_terminating:
                 raise
             return Problem(Reason.NOT_SUPPORTED, f"a Deployment can't be made: {_words(error.message)}")
-        for kind, name in needed_names(rollout, spec, revision):
+        return None
+
+    async def _names(self, rollout: Object, names: list[tuple[Kind, str]]) -> Problem | None:
+        for kind, name in names:
             try:
-                problem = name_taken(rollout, await self._cluster.get(kind, namespace, name))
+                found = await self._cluster.get(kind, rollout["metadata"]["namespace"], name)
             except KindNotServed:
                 return Problem(
                     Reason.NOT_SUPPORTED,
                     f"the cluster has no {kind.kind} ({kind.api_version}): install it, or choose another member of spec.traffic",
                 )
+            problem = name_taken(rollout, found)
             if problem is not None:
                 return problem
+        return None
+
+    async def _overlap(self, rollout: Object, spec: Spec, revision: str) -> Problem | None:
+        namespace = rollout["metadata"]["namespace"]
         services, _ = await self._cluster.list(SERVICE, namespace)
         autoscalers, _ = await self._cluster.list(HORIZONTAL_POD_AUTOSCALER, namespace)
         workloads, _ = await self._cluster.list(DEPLOYMENT, namespace) if autoscalers else ([], "")
-        labels = template_labels(wanted["spec"]["template"])
+        labels = template_labels(dry_run_object(rollout, spec, revision)["spec"]["template"])
         return selector_overlap(
             rollout, labels, services=services, autoscalers=autoscalers, workloads=workloads
         )
+
+
+def _stands(rollout: Object, children: Children, kind: Kind, name: str) -> bool:
+    """Whether the object is there, and ours."""
+    places = {
+        CONTROLLER_REVISION.kind: children.controller_revisions,
+        DEPLOYMENT.kind: children.deployments,
+        SERVICE.kind: children.services,
+        HTTP_ROUTE.kind: children.routes,
+    }
+    found = places[kind.kind].get(name)
+    return found is not None and name_taken(rollout, found) is None
 
 
 def _words(message: str) -> str:

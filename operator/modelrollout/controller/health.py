@@ -120,15 +120,16 @@ def check_queue(queue: WorkQueue[Any], *, work_seconds: float = 300.0, wait_seco
 
 
 def check_watch(
-    kind: str, age: Callable[[], float | None], *, limit: float, get: Callable[[], Awaitable[object]]
+    kind: str, owed: Callable[[], float | None], *, limit: float, get: Callable[[], Awaitable[object]]
 ) -> Check:
-    """Alive: the watch has spoken within `limit` seconds, or a GET fails too.
+    """Alive: the watch owes nothing for longer than `limit` seconds, or a GET fails too.
 
-    An API server that is away is no reason for a restart; a watch that is silent while the API server answers is.
+    `owed`: since how many seconds a change is known that the watch has not told of. Silence is no sign of death: where
+    nothing changes there is nothing to tell. An API server that is away is no reason for a restart either.
     """
 
     async def check() -> str | None:
-        seconds = age()
+        seconds = owed()
         if seconds is None or seconds <= limit:
             return None
         try:
@@ -136,6 +137,6 @@ def check_watch(
                 await get()
         except (ClusterError, TimeoutError):
             return None
-        return f"the watch of {kind} has been silent for {seconds:.0f} s although the API server answers"
+        return f"the watch of {kind} owes a change for {seconds:.0f} s although the API server answers"
 
     return check

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..api.spec import Spec
-from ..api.validate import Problem as SpecProblem
 from ..cluster.pods import Pod
 from ..cluster.store import Key
 from ..decision.types import Judgement
@@ -23,7 +24,20 @@ from .alarm import Alarm
 
 CONTESTED = 3  # reverts of the route …
 WITHIN = 300.0  # … within these seconds mean that somebody else owns it
+RETRY_REFUSED = 60.0  # a child that the API server refuses is tried again after this many seconds at most
 RETRY_CONTESTED = 30.0  # a contested route is put right this often at most, in seconds
+
+
+class UnreadableStatus(ValueError):
+    """A status that this version does not understand; the text says where and what to do."""
+
+    def __init__(self, where: str, error: ValidationError) -> None:
+        first = error.errors()[0]
+        place = ".".join([where, *(str(part) for part in first["loc"])])
+        super().__init__(
+            f"{place} can't be read ({first['msg']}): it was written by another version of the operator; run that one, "
+            "or delete the status to begin anew with what serves"
+        )
 
 
 @dataclass(slots=True)
@@ -52,6 +66,16 @@ class Look:
     began: float  # epoch seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The spec of one generation; None with a problem if it can't be read."""
+
+    generation: int
+    spec: Spec | None
+    revision: str
+    problem: Problem | None
+
+
 @dataclass(slots=True)
 class Memory:
     """One rollout."""
@@ -78,7 +102,9 @@ class Memory:
     alarms: dict[str, Alarm] = field(default_factory=dict)  # by metric: the watch without holdback
     unreadable: str = ""  # why the committed evidence can't be read; it is then kept as it stands
     trouble: str = ""  # why a child could not be written in the last round
-    parsed: tuple[int, Spec | None, list[SpecProblem], str] | None = None  # of a generation: spec, revision
+    refused: int = 0  # rounds in a row in which one could not
+    refused_until: float | None = None  # when it is tried again at the latest
+    parsed: Parsed | None = None
     accepted: tuple[Mapping[str, Any], Spec] | None = None  # the last accepted spec as it stands, and as read
 
     def begin_attempt(self, attempt: int) -> None:
@@ -109,6 +135,24 @@ class Memory:
         if self.look is not None:
             self.look.task.cancel()
             self.look = None
+
+    def read_accepted(self, accepted: Mapping[str, Any] | None) -> Spec | None:
+        """The last accepted spec, read once."""
+        if accepted is None:
+            return None
+        if self.accepted is None or self.accepted[0] != accepted:
+            try:
+                self.accepted = accepted, Spec.from_wire(accepted)
+            except ValidationError as error:
+                raise UnreadableStatus("status.accepted", error) from error
+        return self.accepted[1]
+
+    def note_refused(self, why: Sequence[str], now: float) -> None:
+        """Why children could not be written; empty if all could. They are tried again in every round, and after a
+        growing pause if none is due."""
+        self.trouble = why[0] if why else ""
+        self.refused = self.refused + 1 if why else 0
+        self.refused_until = now + min(RETRY_REFUSED, 2.0**self.refused) if why else None
 
     def note_ready(self, pods: Iterable[Pod]) -> None:
         """Keep when each pod was first ready: warm-up counts once, and a pod only tells of the last time."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -20,24 +20,36 @@ import kopf
 
 from ..api.conditions import EventReason
 from ..cluster.client import KubernetesCluster, load_credentials
-from ..cluster.errors import ClusterError, Conflict, Forbidden, Invalid, KindNotServed, NotFound
-from ..cluster.kinds import MODEL_ROLLOUT, Kind, Object
+from ..cluster.errors import (
+    ClusterError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    KindNotServed,
+    NotFound,
+    Unavailable,
+)
+from ..cluster.kinds import LEASE, MODEL_ROLLOUT, Kind, Object
 from ..cluster.lease import LeaderElection
-from ..cluster.port import Hooks, Request
+from ..cluster.port import Cluster, Hooks, Request, Write
 from ..cluster.queue import QueueShutDown, WorkQueue
 from ..cluster.store import Key, Store
 from ..telemetry.servers import PrometheusServer, new_pool
 from .acceptance import Acceptance
 from .handlers import WATCHED, make_registry, make_settings, selector_of
-from .health import HealthServer, check_queue, check_watch
+from .health import CHECK_SECONDS, HealthServer, check_queue, check_watch
 from .judge import Judge, query_problem
+from .memory import UnreadableStatus
 from .metrics import Metrics
 from .reconcile import Reconciler, Surroundings
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
 
-WATCH_SILENCE = 900.0  # bookmarks come every minute and Kopf renews a watch every ten
+REREAD = 60.0  # seconds after which a status that can't be read is looked at again
+WATCH_LAG = 120.0  # a watch that has not told by then what a listing showed is dead
+LEASE_WAIT = 30.0  # a Lease that nobody holds is taken well within these seconds
+STOP_WAIT = 20.0  # seconds for rounds under way to end, when told to stop
 RELIST_DELAY = (
     2.0  # a relisted kind is read again this long after; what vanished meanwhile is not told by Kopf
 )
@@ -56,7 +68,7 @@ class _Parts:
     """What a running operator consists of."""
 
     settings: Settings
-    cluster: KubernetesCluster
+    cluster: Cluster
     metrics: Metrics
     store: Store = field(default_factory=Store)
     queue: WorkQueue[Key] = field(default_factory=WorkQueue)
@@ -64,6 +76,17 @@ class _Parts:
     listed: asyncio.Event = field(default_factory=asyncio.Event)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     silent: bool = False  # the last request to the API server got no answer
+    lost: asyncio.Event = field(default_factory=asyncio.Event)  # somebody else may lead now
+    election: LeaderElection | None = None
+    unread: str = ""  # why the cluster could not be read yet
+    unserved: set[str] = field(
+        default_factory=set
+    )  # kinds that the cluster did not have when the watches began
+    unseen: float | None = None  # since when the watch owes a change that a listing showed; monotonic
+
+    def may_write(self) -> bool:
+        """Whether this process leads, by its own clock: a round that outlives the Lease must not write any more."""
+        return self.election is None or self.election.leading
 
 
 async def run(
@@ -77,15 +100,7 @@ async def run(
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where Kopf looks
     metrics = Metrics(version=package_version())
     credentials = await load_credentials(settings.kubeconfig)
-    given = hooks or Hooks()
-
-    def answered(request: Request) -> None:
-        parts.silent = request.status == 0
-        metrics.observe_request(request)
-        given.answered(request)
-
-    both = Hooks(answered=answered, before_write=given.before_write, after_write=given.after_write)
-    async with KubernetesCluster(credentials, hooks=both) as cluster:
+    async with KubernetesCluster(credentials, hooks=_guarded(hooks or Hooks(), lambda: parts)) as cluster:
         parts = _Parts(settings, cluster, metrics)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,6 +109,25 @@ async def run(
             if ready is not None:
                 ready(health.port)
             return await _lead(parts)
+
+
+def _guarded(given: Hooks, parts: Callable[[], _Parts]) -> Hooks:
+    """Hooks that count requests, and let nothing be written by a process that does not lead."""
+
+    def answered(request: Request) -> None:
+        parts().silent = request.status == 0
+        parts().metrics.observe_request(request)
+        _note_served(parts(), request)
+        given.answered(request)
+
+    async def before_write(write: Write) -> None:
+        await given.before_write(write)
+        if write.kind != LEASE.kind and not parts().may_write():
+            raise Unavailable(
+                f"{write.verb} {write.kind} {write.name}: not sent, this process does not lead any more"
+            )
+
+    return Hooks(answered=answered, before_write=before_write, after_write=given.after_write)
 
 
 @asynccontextmanager
@@ -106,22 +140,26 @@ async def _health(parts: _Parts) -> AsyncIterator[HealthServer]:
             MODEL_ROLLOUT, settings.namespaces[0] if settings.namespaces else None
         )
 
-    watch = check_watch(
-        "ModelRollout", lambda: metrics.watch_age(MODEL_ROLLOUT.kind), limit=WATCH_SILENCE, get=get
-    )
+    def owed() -> float | None:
+        return None if parts.unseen is None else time.monotonic() - parts.unseen
 
-    def synced() -> str | None:
-        standby = settings.leader_elect and not parts.listed.is_set()
-        return None if parts.listed.is_set() or standby else "the cluster has not been read yet"
+    async def api_server() -> str | None:
+        if parts.silent:  # the last request may be long ago
+            with suppress(ClusterError, TimeoutError):
+                async with asyncio.timeout(CHECK_SECONDS / 2):
+                    await get()
+        return "the API server does not answer" if parts.silent else None
+
+    started = time.monotonic()
 
     health = HealthServer(
         host=settings.listen_host,
         port=settings.listen_port,
-        live={"queue": check_queue(parts.queue), "watch": watch},
-        ready={
-            "synced": synced,
-            "api-server": lambda: "the API server does not answer" if parts.silent else None,
+        live={
+            "queue": check_queue(parts.queue),
+            "watch": check_watch("ModelRollout", owed, limit=WATCH_LAG, get=get),
         },
+        ready={"synced": lambda: _unready(parts, time.monotonic() - started), "api-server": api_server},
         registry=metrics.registry,
     )
     await health.start()
@@ -131,14 +169,35 @@ async def _health(parts: _Parts) -> AsyncIterator[HealthServer]:
         await health.stop()
 
 
+def _unready(parts: _Parts, age: float) -> str | None:
+    """Why the process can't work yet; a standby is ready to take over. `age` of the process in seconds."""
+    if parts.listed.is_set():
+        return None
+    election = parts.election
+    if election is not None and not election.leading:
+        if age < LEASE_WAIT or election.holder:
+            return None
+        settings = parts.settings
+        return f"nobody holds Lease {settings.lease_namespace}/{settings.lease_name}, and it can't be taken: see the log"
+    return parts.unread or "the cluster has not been read yet"
+
+
+def _note_served(parts: _Parts, request: Request) -> None:
+    """Kopf looks for kinds once, at its start: end, to be started anew with a watch of what has been installed since."""
+    if request.kind in parts.unserved and 200 <= request.status < 300:
+        parts.unserved.clear()
+        _log.warning("the cluster has %s now: ending, to be started anew with a watch of it", request.kind)
+        parts.stop.set()
+
+
 async def _lead(parts: _Parts) -> int:
     """Work, or stand by until the Lease is ours. 0 after an orderly stop, 1 when the Lease was lost."""
     settings = parts.settings
     if not settings.leader_elect:
         await _work(parts)
         return 0
-    started, lost = asyncio.Event(), asyncio.Event()
-    election = LeaderElection(
+    started = asyncio.Event()
+    election = parts.election = LeaderElection(
         parts.cluster,
         namespace=settings.lease_namespace,
         name=settings.lease_name,
@@ -146,7 +205,7 @@ async def _lead(parts: _Parts) -> int:
     )
 
     def on_lost() -> None:
-        lost.set()
+        parts.lost.set()
         parts.stop.set()
 
     ended = asyncio.Event()
@@ -160,7 +219,7 @@ async def _lead(parts: _Parts) -> int:
         parts.metrics.show_leader(False)
         ended.set()
         await task
-    return 1 if lost.is_set() else 0
+    return 1 if parts.lost.is_set() else 0
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:
@@ -213,16 +272,24 @@ async def _work(parts: _Parts) -> None:
         parts.stop.set()
         parts.queue.shutdown()
         parts.listed.set()  # whoever still waits for it finds the queue shut
-        await asyncio.wait({kopf_task, *workers}, timeout=20)
+        # Without the Lease nothing that is under way can be written any more.
+        await asyncio.wait({kopf_task, *workers}, timeout=0.5 if parts.lost.is_set() else STOP_WAIT)
         for task in (resync, *workers, kopf_task):
             task.cancel()
+        await asyncio.wait({resync, *workers}, timeout=1.0)
         for task in done - {stopped}:
             task.result()  # a watch or resync that died is an error of this process, which is then restarted
 
 
 async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
+    await parts.listed.wait()  # a kind that is not there yet when Kopf starts would never be watched
+    if parts.stop.is_set():
+        return
+
     def seen(kind: Kind, obj: Object, gone: bool, listed: bool) -> None:
         parts.metrics.watch_seen(kind.kind)
+        if kind is MODEL_ROLLOUT:
+            parts.unseen = None
         _take(parts, acceptance, kind, obj, gone=gone)
         if listed and parts.listed.is_set():
             parts.relist.add(kind)
@@ -250,11 +317,12 @@ def _take(parts: _Parts, acceptance: Acceptance, kind: Kind, obj: Object, *, gon
         parts.queue.add(key)
 
 
-def _edited(before: Mapping[str, object], after: Mapping[str, object]) -> bool:
-    def mark(obj: Mapping[str, object]) -> tuple[object, object]:
+def _edited(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether what the rollout lays claim to may have changed: by its spec, or by what was accepted of it."""
+
+    def mark(obj: Mapping[str, Any]) -> tuple[object, ...]:
         metadata = obj["metadata"]
-        assert isinstance(metadata, Mapping)
-        return metadata.get("uid"), metadata.get("generation")
+        return metadata.get("uid"), metadata.get("generation"), (obj.get("status") or {}).get("accepted")
 
     return mark(before) != mark(after)
 
@@ -267,7 +335,10 @@ async def _read_all(parts: _Parts, acceptance: Acceptance) -> None:
             for kind in WATCHED:
                 await _read(parts, acceptance, kind)
         except ClusterError as error:
-            _log.warning("the cluster can't be read yet: %s", error)
+            why = _hint(error)
+            if why != parts.unread:
+                _log.warning("the cluster can't be read yet, it is tried again: %s", why)
+            parts.unread = why
             with suppress(TimeoutError):
                 await asyncio.wait_for(parts.stop.wait(), pause)
             pause = min(10.0, pause * 2)
@@ -279,6 +350,15 @@ async def _read_all(parts: _Parts, acceptance: Acceptance) -> None:
         return
 
 
+def _hint(error: ClusterError) -> str:
+    """What is wrong at the start, and what to do."""
+    if isinstance(error, KindNotServed):
+        return f"{error}: install the CustomResourceDefinition of ModelRollout (the chart's, or crds/)"
+    if isinstance(error, Forbidden):
+        return f"{error}: give the operator's account the rights of the chart's role"
+    return f"{error}: is the address right, and does the API server run?"
+
+
 async def _read(parts: _Parts, acceptance: Acceptance, kind: Kind) -> None:
     for namespace in parts.settings.namespaces or (None,):
         try:
@@ -286,7 +366,11 @@ async def _read(parts: _Parts, acceptance: Acceptance, kind: Kind) -> None:
         except KindNotServed:
             if kind is MODEL_ROLLOUT:
                 raise
-            continue  # a router's kind that this cluster does not have
+            if not parts.listed.is_set():
+                parts.unserved.add(kind.kind)  # a router's kind that this cluster does not have
+            continue
+        if kind is MODEL_ROLLOUT and parts.unseen is None and parts.listed.is_set():
+            parts.unseen = time.monotonic() if _owes(parts.store, items) else None
         keys = parts.store.resync(kind, items, resource_version, namespace=namespace)
         if kind is MODEL_ROLLOUT and keys:
             keys |= acceptance.rollouts_changed()
@@ -298,25 +382,44 @@ async def _resync(parts: _Parts, acceptance: Acceptance) -> None:
     """Read the cluster, then evict what vanished while a watch was down: soon after Kopf listed a kind anew, and now and
     then for all."""
     await _read_all(parts, acceptance)
-    due = _jittered(parts.settings.resync)
+    due, pause = _jittered(parts.settings.resync), RELIST_DELAY
     while not parts.stop.is_set():
         with suppress(TimeoutError):
-            await asyncio.wait_for(parts.stop.wait(), RELIST_DELAY)
+            await asyncio.wait_for(parts.stop.wait(), pause)
         now = time.monotonic()
         everything = now >= due
         kinds = WATCHED if everything else tuple(parts.relist)
         parts.relist.clear()
-        try:
-            for kind in kinds:
+        for kind in kinds:
+            try:
                 await _read(parts, acceptance, kind)
-        except ClusterError as error:
-            _log.warning("resync failed, it is tried again: %s", error)
-            parts.relist.update(kinds)
-            continue
+            except ClusterError as error:
+                _log.warning("resync failed, it is tried again: %s", error)
+                parts.relist.add(kind)
+        pause = min(60.0, pause * 2) if parts.relist.intersection(kinds) else RELIST_DELAY
         if everything:
             due = _jittered(parts.settings.resync)
             for key in parts.store.rollouts():
                 parts.queue.add(key)
+
+
+def _owes(store: Store, items: Sequence[Object]) -> bool:
+    """Whether a listing shows a version of a ModelRollout that no watch has told of."""
+
+    def version(obj: Object | None) -> str:
+        return str(obj["metadata"].get("resourceVersion")) if obj else ""
+
+    known = (
+        (obj, store.get(MODEL_ROLLOUT, obj["metadata"]["namespace"], obj["metadata"]["name"]))
+        for obj in items
+    )
+    return any(_ahead(version(obj), version(present)) for obj, present in known)
+
+
+def _ahead(version: str, known: str) -> bool:
+    if version.isdecimal() and known.isdecimal():
+        return int(version) > int(known)
+    return version != known
 
 
 def _jittered(seconds: float) -> float:
@@ -358,5 +461,10 @@ async def _failed(parts: _Parts, key: Key, error: Exception) -> None:
             reason = EventReason.INVALID
             await parts.cluster.event(rollout, type=reason.type, reason=reason.value, note=error.message)
         return
-    _log.error("%s/%s: %s", *key, error, exc_info=not isinstance(error, ValueError))
-    parts.queue.add_failed(key, at_least=5.0)
+    known = isinstance(error, UnreadableStatus)
+    _log.error("%s/%s: %s", *key, error, exc_info=not known)
+    parts.queue.add_failed(key, at_least=REREAD if known else 5.0)
+    rollout = parts.store.get(MODEL_ROLLOUT, *key)
+    if rollout is not None and known:
+        reason = EventReason.INVALID
+        await parts.cluster.event(rollout, type=reason.type, reason=reason.value, note=str(error))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,26 +19,24 @@ from ..api.revision import hash_revision
 from ..api.spec import Spec
 from ..api.status import Status
 from ..api.validate import parse
-from ..cluster.actions import Apply, Done, JsonPatch, NameTaken, execute
-from ..cluster.errors import Forbidden, Invalid, NotFound
+from ..cluster.actions import Action, Apply, Done, JsonPatch, NameTaken, execute
+from ..cluster.errors import ClusterError, Forbidden, Invalid, NotFound
 from ..cluster.kinds import MODEL_ROLLOUT, ROUTES, Object
 from ..cluster.port import Cluster
 from ..cluster.store import Key, Ref, Store
 from ..decision.decide import decide
-from ..decision.types import Decision, Event, Observation, RouteView, Timing, Wish
-from ..traffic import route_actions, router_of
+from ..decision.types import Decision, Event, Judgement, Observation, RouteView, Timing, Wish
+from ..traffic import restorations, route_actions, router_of
 from ..workloads import Children, Problem, observe, pinned, referred, workload_actions
 from .acceptance import Acceptance
 from .commit import worth_committing
 from .judge import Judge
-from .memory import Memories, Memory
+from .memory import Memories, Memory, Parsed, UnreadableStatus
 from .metrics import Metrics
 from .record import write_evidence
 from .release import hold_actions, let_go_actions, release_actions
 
 _log = logging.getLogger(__name__)
-
-REREAD = 60.0  # seconds after which a status that can't be read is looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +78,18 @@ class Reconciler:
         now = around.now()
         self._refer(rollout, key)
         children = self._children(key)
-        spec, wish = await self._wish(rollout, status, children, memory)
-        seen = self._observe(rollout, spec or wish.fallback, status, children, memory, now)
-        acting = spec or wish.fallback
-        judged = (
-            await around.judge.judge(rollout, acting, status, children, memory, now)
-            if acting
-            else memory.judged
-        )
+        wish = await self._wish(rollout, status, children, memory)
+        asked = wish.spec or wish.fallback
+        seen, judged = Observation(), Judgement()
+        if asked is not None:
+            seen = self._observe(rollout, asked, status, children, memory, now)
+            judged = await around.judge.judge(rollout, asked, status, children, memory, now)
+        else:
+            memory.rest()
         decision = decide(wish, status, seen, judged, now=now, timing=around.timing)
         committed = await self._commit(rollout, status, decision, memory, now)
-        acting = _acting_spec(spec, decision)
         try:
+            acting = _acting_spec(wish.spec, decision.status, memory)
             if acting is not None:
                 await self._follow(committed, acting, decision.status, memory, now)
         finally:
@@ -122,47 +120,44 @@ class Reconciler:
 
         try:
             for _ in range(3):  # restore, give back, and let go
-                await execute(cluster, release_actions(rollout, self._children(key)), done=done)
+                actions = release_actions(rollout, self._children(key))
+                await execute(cluster, actions, done=done)
+                if all(getattr(action, "kind", None) is MODEL_ROLLOUT for action in actions):
+                    return
         except (Forbidden, Invalid, NotFound) as error:
             _log.warning("%s/%s: what is the user's can't be restored, letting go: %s", *key, error)
             actions = release_actions(rollout, self._children(key), refused=True)
             await execute(cluster, actions, done=done)
 
-    async def _wish(
-        self, rollout: Object, status: Status, children: Children, memory: Memory
-    ) -> tuple[Spec | None, Wish]:
+    async def _wish(self, rollout: Object, status: Status, children: Children, memory: Memory) -> Wish:
         metadata = rollout["metadata"]
-        spec, problems = parse(rollout)
-        problem: Problem | None = None
-        if problems:
-            problem = Problem(Reason.INVALID_SPEC, "; ".join(str(one) for one in problems[:3]))
-        revision = hash_revision(spec) if spec else ""
+        generation = int(metadata.get("generation") or 0)
+        if memory.parsed is None or memory.parsed.generation != generation:
+            memory.parsed = _parse(rollout, generation)
+        spec, problem, revision = memory.parsed.spec, memory.parsed.problem, memory.parsed.revision
         if spec is not None:
             problem = await self._around.acceptance.check(rollout, spec, revision, status, children, memory)
-        wish = Wish(
+        return Wish(
             namespace=metadata["namespace"],
             name=metadata["name"],
-            generation=int(metadata.get("generation") or 0),
+            generation=generation,
             revision=revision,
             spec=None if problem else spec,
-            fallback=Spec.from_wire(status.accepted) if status.accepted else None,
+            fallback=memory.read_accepted(status.accepted),
             reason=problem.reason if problem else None,
             problem=problem.message if problem else "",
             annotations=metadata.get("annotations") or {},
         )
-        return (None if problem else spec), wish
 
     def _observe(
         self,
         rollout: Object,
-        spec: Spec | None,
+        spec: Spec,
         status: Status,
         children: Children,
         memory: Memory,
         now: float,
     ) -> Observation:
-        if spec is None:
-            return Observation()
         reading = router_of(spec).observe(rollout, spec, status, children)
         if not reading.accepted:
             memory.routed = None
@@ -175,9 +170,14 @@ class Reconciler:
             problem=reading.problem,
             contested_by=memory.contested_by(now),
         )
-        return Observation(
-            revisions=observe(rollout, children, now), route=route, pinned=pinned(rollout, spec, children)
-        )
+        revisions = observe(rollout, children, now)
+        if memory.trouble:
+            # Whatever pods are waited for, this comes first: without the write they do not come.
+            revisions = {
+                name: replace(view, waiting=(memory.trouble, *view.waiting))
+                for name, view in revisions.items()
+            }
+        return Observation(revisions=revisions, route=route, pinned=pinned(rollout, spec, children))
 
     async def _commit(
         self, rollout: Object, before: Status, decision: Decision, memory: Memory, now: float
@@ -231,22 +231,37 @@ class Reconciler:
                 if route:
                     memory.note_revert(action.drift.rpartition("(by ")[2].rstrip(")"), now)
 
-        cluster = self._around.cluster
+        failed: list[ClusterError] = []
         try:
-            held = await execute(cluster, hold_actions(rollout, spec), done=done)
-            rollout = held[0].obj if held and held[0].obj else rollout
-            actions = workload_actions(rollout, spec, status, self._children(key), now)
-            await execute(cluster, actions, done=done)
-            if not memory.holds_back(now):
-                actions = route_actions(rollout, spec, status, self._children(key), now)
-                await execute(cluster, actions, done=done)
-            await execute(cluster, let_go_actions(rollout, spec, self._children(key)), done=done)
-        except NameTaken as error:
-            self._around.acceptance.taken(memory, error)
-            raise
+            failed += await self._carry_out(hold_actions(rollout, spec), done)
+            # Not held, nothing of the user's is changed that would have to be restored; what is changed goes on.
+            bars = bool(failed) and not restorations(rollout, self._children(key))
+            for step in (workload_actions, route_actions):
+                if step is route_actions and (bars or memory.holds_back(now)):
+                    continue
+                failed += await self._carry_out(step(rollout, spec, status, self._children(key), now), done)
+            failed += await self._carry_out(let_go_actions(rollout, spec, self._children(key)), done)
+            if any(isinstance(error, NameTaken) for error in failed):
+                self._around.acceptance.taken(memory)
+            if failed and memory.trouble != failed[0].message:
+                _log.warning("%s/%s: %s", *key, failed[0])
+            if failed:
+                notes.append(Event(EventReason.INVALID, failed[0].message))
+            memory.note_refused([error.message for error in failed], now)
         finally:
             for note in notes:
                 await self._post(rollout, note)
+
+    async def _carry_out(self, actions: Iterable[Action], done: Callable[[Done], None]) -> list[ClusterError]:
+        """Carry the actions out, and go on past those that the API server refuses: a name that somebody took must not
+        keep traffic where it is. Raises Unavailable and Conflict: then the world has to be looked at anew."""
+        refused: list[ClusterError] = []
+        for action in actions:
+            try:
+                await execute(self._around.cluster, [action], done=done)
+            except (NameTaken, Invalid, Forbidden) as error:
+                refused.append(error)
+        return refused
 
     async def _post(self, rollout: Object, event: Event) -> None:
         await self._around.cluster.event(
@@ -288,17 +303,13 @@ class Reconciler:
 def read_status(rollout: Mapping[str, Any]) -> Status:
     """The status of an object.
 
-    Raises ValueError if it was written by something that this version does not understand: going on from a guess could
-    send traffic anywhere.
+    Raises UnreadableStatus if it was written by something that this version does not understand: going on from a guess
+    could send traffic anywhere.
     """
     try:
         return Status.from_wire(rollout.get("status") or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(
-            f"status.{where} can't be read ({first['msg']}): it was written by another version of the operator"
-        ) from error
+        raise UnreadableStatus("status", error) from error
 
 
 def _routed_since(status: Status, memory: Memory, now: float) -> float:
@@ -313,22 +324,24 @@ def _routed_since(status: Status, memory: Memory, now: float) -> float:
     return step.started_at
 
 
-def _acting_spec(spec: Spec | None, decision: Decision) -> Spec | None:
+def _parse(rollout: Object, generation: int) -> Parsed:
+    spec, problems = parse(rollout)
+    if spec is None:
+        wrong = "; ".join(str(one) for one in problems[:3])
+        return Parsed(generation, None, "", Problem(Reason.INVALID_SPEC, wrong))
+    return Parsed(generation, spec, hash_revision(spec), None)
+
+
+def _acting_spec(spec: Spec | None, status: Status, memory: Memory) -> Spec | None:
     """The spec that effects follow: the accepted one, with the template when the object has it."""
-    accepted = decision.status.accepted
-    if accepted is None:
-        return None
-    old = Spec.from_wire(accepted)
-    if spec is None or spec.without_template() != accepted:
-        return old
-    return spec
+    if spec is not None and status.accepted == spec.without_template():
+        return spec
+    return memory.read_accepted(status.accepted)
 
 
 def _next_round(decision: Decision, memory: Memory, now: float) -> float | None:
     times = [time for time in (decision.requeue_at, memory.next_poll or None) if time is not None]
     if memory.checked is not None and now < memory.checked.again_at < float("inf"):
         times.append(memory.checked.again_at)
-    contest = memory.contest_changes_at(now)
-    if contest is not None:
-        times.append(contest)
+    times += [time for time in (memory.contest_changes_at(now), memory.refused_until) if time is not None]
     return max(0.0, min(times) - now) + 0.005 if times else None

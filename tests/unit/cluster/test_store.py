@@ -85,6 +85,37 @@ def test_a_deletion_of_the_former_object_does_not_remove_the_one_we_made_since()
     assert store.remove(make(DEPLOYMENT, "fraud-a", 9, uid="new")) == set()
 
 
+def test_the_late_answer_to_a_write_does_not_bring_back_what_was_deleted_meanwhile():
+    store = Store()
+    store.put(make(MODEL_ROLLOUT, "fraud", 5))
+    store.remove(make(MODEL_ROLLOUT, "fraud", 7))
+    assert store.wrote(make(MODEL_ROLLOUT, "fraud", 6)) == set()
+    assert store.rollouts() == []
+    assert store.put(make(MODEL_ROLLOUT, "fraud", 9, uid="another")) == {FRAUD}
+
+
+def test_nor_does_it_after_a_list_without_it():
+    store = Store()
+    store.put(make(MODEL_ROLLOUT, "fraud", 5))
+    store.resync(MODEL_ROLLOUT, [], "7")
+    assert store.wrote(make(MODEL_ROLLOUT, "fraud", 6)) == set()
+
+
+def test_only_so_many_deleted_objects_are_remembered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("modelrollout.cluster.store.GRAVES", 2)
+    store = Store()
+    for n in range(5):
+        store.remove(make(SERVICE, f"s{n}", 7))
+    assert list(store._gone) == ["u-s3", "u-s4"]
+
+
+def test_an_object_that_lost_its_label_comes_back_with_it():
+    store = Store()
+    store.put(make(SERVICE, "fraud", 5))
+    store.remove(make(SERVICE, "fraud", 7))
+    assert store.put(make(SERVICE, "fraud", 8)) == {FRAUD}
+
+
 def test_children_are_those_with_the_label_those_with_the_owner_and_the_slices_of_their_services():
     store = Store()
     store.put(make(MODEL_ROLLOUT, "fraud", 1, rollout=None, uid="u-fraud"))
@@ -199,7 +230,9 @@ def test_nothing_is_left_in_the_indexes_of_rollouts_that_went():
         for obj in objects:
             store.remove(obj)
         store.refer(key, [])
-    indexes = {name: value for name, value in vars(store).items() if hasattr(value, "__len__")}
+    # Which objects are gone is remembered of a bounded number.
+    kept = {name: value for name, value in vars(store).items() if name != "_gone"}
+    indexes = {name: value for name, value in kept.items() if hasattr(value, "__len__")}
     assert {name: len(value) for name, value in indexes.items() if value} == {}
 
 

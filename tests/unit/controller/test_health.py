@@ -90,16 +90,16 @@ async def is_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "get", "alive"),
+    ("owed", "get", "alive"),
     [
-        pytest.param(5.0, answers, True, id="a watch that spoke lately"),
-        pytest.param(None, answers, True, id="a watch that has yet to start"),
-        pytest.param(900.0, is_away, True, id="a silent watch while the API server is away"),
-        pytest.param(900.0, answers, False, id="a silent watch although the API server answers"),
+        pytest.param(None, answers, True, id="a watch that owes nothing, however long it has been silent"),
+        pytest.param(5.0, answers, True, id="a watch that is a little behind"),
+        pytest.param(900.0, is_away, True, id="a watch that owes a change while the API server is away"),
+        pytest.param(900.0, answers, False, id="a watch that owes a change although the API server answers"),
     ],
 )
-async def test_watch_check(age, get, alive):
-    fault = await check_watch("Pod", lambda: age, limit=600.0, get=get)()  # type: ignore[misc]
+async def test_watch_check(owed, get, alive):
+    fault = await check_watch("Pod", lambda: owed, limit=600.0, get=get)()  # type: ignore[misc]
     assert (fault is None) is alive
 
 

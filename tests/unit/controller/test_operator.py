@@ -1,0 +1,198 @@
+"""The process around the loop: what it reads at its start, what it does about what it can't read, and when it must not write."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import replace
+
+import pytest
+
+from modelrollout.cluster.errors import ClusterError, Forbidden, KindNotServed, Unavailable
+from modelrollout.cluster.kinds import HTTP_ROUTE, LEASE, MODEL_ROLLOUT, POD
+from modelrollout.cluster.lease import LeaderElection
+from modelrollout.cluster.port import Hooks, Request, Write
+from modelrollout.cluster.store import Key
+from modelrollout.controller import operator
+from modelrollout.controller.acceptance import Acceptance
+from modelrollout.controller.metrics import Metrics
+from modelrollout.controller.operator import _Parts
+from modelrollout.controller.settings import Settings
+from tests.fakes.cluster import FakeCluster
+from tests.unit.controller.world import NAME, NAMESPACE, manifest
+
+KEY = Key(NAMESPACE, NAME)
+
+
+class Cluster(FakeCluster):
+    """One whose listings can fail, and are counted."""
+
+    def __init__(self, *, refuse: dict[str, ClusterError] | None = None, **given: object) -> None:
+        super().__init__(**given)  # type: ignore[arg-type]
+        self.refuse = refuse or {}
+        self.listed: list[str] = []
+
+    async def list(self, kind, namespace, label_selector=None):  # type: ignore[no-untyped-def]
+        self.listed.append(kind.kind)
+        if kind.kind in self.refuse:
+            raise self.refuse[kind.kind]
+        return await super().list(kind, namespace, label_selector)
+
+
+def make_parts(cluster: FakeCluster, **settings: object) -> tuple[_Parts, Acceptance]:
+    parts = _Parts(replace(Settings(), **settings), cluster, Metrics(version="test"))  # type: ignore[arg-type]
+    acceptance = Acceptance(
+        cluster, parts.store, servers=set(), query_problem=lambda rollout, spec: None, now=lambda: 0.0
+    )
+    return parts, acceptance
+
+
+# What vanished while a watch was down
+
+
+async def test_a_rollout_that_was_deleted_while_the_watch_was_down_is_worked_on_once_more() -> None:
+    cluster = FakeCluster()
+    parts, acceptance = make_parts(cluster)
+    cluster.seed(manifest())
+    await operator._read_all(parts, acceptance)
+    assert await parts.queue.get() == KEY
+    parts.queue.done(KEY)
+    cluster.erase(MODEL_ROLLOUT, NAMESPACE, NAME)
+    await operator._read(parts, acceptance, MODEL_ROLLOUT)
+    assert parts.store.get(MODEL_ROLLOUT, *KEY) is None
+    assert await parts.queue.get() == KEY, "the round that finds nothing evicts memory and series"
+
+
+@pytest.mark.parametrize(
+    ("told", "owed"),
+    [
+        pytest.param(True, False, id="nothing is owed when the watch told of it"),
+        pytest.param(False, True, id="a change that only the listing shows is owed by the watch"),
+    ],
+)
+async def test_a_watch_is_dead_when_a_listing_knows_more(told: bool, owed: bool) -> None:
+    cluster = FakeCluster()
+    parts, acceptance = make_parts(cluster)
+    cluster.seed(manifest())
+    await operator._read_all(parts, acceptance)
+    await operator._read(parts, acceptance, MODEL_ROLLOUT)
+    assert parts.unseen is None, "an idle cluster owes nothing"
+    changed = cluster.seed(manifest("2"))
+    if told:
+        parts.store.put(changed)
+    await operator._read(parts, acceptance, MODEL_ROLLOUT)
+    assert (parts.unseen is not None) is owed
+
+
+@pytest.mark.looptime
+async def test_a_resync_that_fails_slows_down_and_reads_only_what_it_misses() -> None:
+    cluster = Cluster()
+    parts, acceptance = make_parts(cluster, resync=30.0)
+    task = asyncio.create_task(operator._resync(parts, acceptance))
+    await asyncio.sleep(1)
+    cluster.refuse["Pod"] = Forbidden("pods is forbidden", status=403)
+    cluster.listed.clear()
+    await asyncio.sleep(25)
+    assert cluster.listed == [], "nothing is read while nothing is due"
+    await asyncio.sleep(20)
+    cluster.listed.clear()
+    await asyncio.sleep(600)
+    parts.stop.set()
+    await task
+    assert cluster.listed.count("Pod") <= 40
+    assert cluster.listed.count("ModelRollout") <= 25
+
+
+# The start
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        pytest.param(
+            KindNotServed("list ModelRollout: 404"),
+            r"install the CustomResourceDefinition",
+            id="without the CRD",
+        ),
+        pytest.param(
+            Forbidden("list ModelRollout: forbidden"), r"rights of the chart's role", id="without rights"
+        ),
+        pytest.param(
+            Unavailable("list ModelRollout: refused"), r"is the address right", id="without a server"
+        ),
+    ],
+)
+@pytest.mark.looptime
+async def test_an_operator_that_can_not_read_says_why_and_goes_on_trying(
+    error: ClusterError, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = Cluster(refuse={"ModelRollout": error})
+    parts, acceptance = make_parts(cluster)
+    task = asyncio.create_task(operator._read_all(parts, acceptance))
+    await asyncio.sleep(120)
+    assert re.search(told, operator._unready(parts, age=120.0) or "")
+    assert len([record for record in caplog.records if re.search(told, record.message)]) == 1, "told once"
+    assert len(cluster.listed) < 30
+    cluster.refuse.clear()
+    await task
+    assert operator._unready(parts, age=120.0) is None
+
+
+async def test_a_kind_that_is_installed_later_makes_the_process_start_anew_with_a_watch() -> None:
+    cluster = FakeCluster(absent=frozenset({"HTTPRoute"}))
+    parts, acceptance = make_parts(cluster)
+    await operator._read_all(parts, acceptance)
+    assert parts.unserved == {"HTTPRoute"}
+    operator._note_served(parts, Request("list", POD.kind, 200, 0.0))
+    operator._note_served(parts, Request("get", HTTP_ROUTE.kind, 404, 0.0))
+    assert not parts.stop.is_set()
+    operator._note_served(parts, Request("apply", HTTP_ROUTE.kind, 201, 0.0))
+    assert parts.stop.is_set()
+
+
+# The Lease
+
+
+@pytest.mark.looptime
+async def test_a_round_that_outlives_the_lease_writes_nothing() -> None:
+    leases = FakeCluster()
+    box: list[_Parts] = []
+    cluster = FakeCluster(hooks=operator._guarded(Hooks(), lambda: box[0]))
+    parts, _ = make_parts(cluster)
+    box.append(parts)
+    election = LeaderElection(leases, namespace="default", name="lease", identity="us")
+    parts.election = election
+    with pytest.raises(Unavailable, match="does not lead"):
+        await cluster.apply(manifest())
+    stop = asyncio.Event()
+    task = asyncio.create_task(election.run(stop=stop, on_started=lambda: None, on_lost=lambda: None))
+    await asyncio.sleep(1)
+    await cluster.apply(manifest())
+    stop.set()
+    await task
+    with pytest.raises(Unavailable, match="does not lead"):
+        await cluster.apply(manifest("2"))
+    await parts.cluster.event(manifest(), type="Normal", reason="Promoted", note="never told")
+    assert cluster.events == []
+
+
+async def test_the_lease_itself_is_written_before_one_leads() -> None:
+    parts, _ = make_parts(FakeCluster())
+    parts.election = LeaderElection(parts.cluster, namespace="default", name="lease", identity="us")
+    hooks = operator._guarded(Hooks(), lambda: parts)
+    await hooks.before_write(Write("create", LEASE.kind, "default", "lease", 1))
+    with pytest.raises(Unavailable):
+        await hooks.before_write(Write("apply", POD.kind, "default", "other", 1))
+
+
+@pytest.mark.parametrize(
+    ("age", "ready"),
+    [
+        pytest.param(5.0, True, id="at first it may still get it"),
+        pytest.param(60.0, False, id="a minute later something is wrong"),
+    ],
+)
+async def test_a_standby_of_nobody_is_not_ready(age: float, ready: bool) -> None:
+    parts, _ = make_parts(FakeCluster())
+    parts.election = LeaderElection(parts.cluster, namespace="default", name="lease", identity="us")
+    assert (operator._unready(parts, age) is None) is ready
