@@ -15,6 +15,7 @@ from lab import build as builds
 from lab import companions
 from lab.kube import KubeError
 from lab.lab import Lab, default_folder, read_owner, read_state, start_detached
+from lab.models.train import ensure_trained
 from lab.process import LabError, is_alive
 
 _folder = click.option(
@@ -56,6 +57,7 @@ def build() -> None:
     for name in builds.PROGRAMS:
         _say(f"{name}: {builds.program(name)}")
     _say(f"Gateway API: {builds.gateway_crds()}")
+    _say(f"models: {ensure_trained()}")
 
 
 @lab.command()

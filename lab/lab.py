@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from lab import build
 from lab.cluster import ControlPlane, install_crds, serviceaccount_kubeconfig
 from lab.kube import KubeClient, Objects, path_of
+from lab.models.train import ensure_trained
 from lab.monitoring import Monitoring
 from lab.node import Images, NodeAgent
 from lab.process import Keeper, LabError, Process, is_alive, wait_until
@@ -134,6 +135,8 @@ class Lab:
         if self._with["prometheus"]:
             programs["prometheus"] = build.program("prometheus", self._say)
         crds = build.gateway_crds(self._say)
+        if self._with["node"] and not self._crowd:
+            ensure_trained()  # or the first pods would all train at once, each for itself
         self._keeper = Keeper()
         plane = ControlPlane(self.folder, program=programs["controlplane"], keeper=self._keeper)
         self._control_plane = plane

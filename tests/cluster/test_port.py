@@ -9,7 +9,7 @@ import asyncio
 import base64
 import copy
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,6 @@ import yaml
 
 from lab.kube import KubeClient, KubeError
 from lab.lab import Lab
-from lab.process import wait_until
 from modelrollout.cluster.client import Credentials, KubernetesCluster, load_credentials
 from modelrollout.cluster.errors import (
     AlreadyExists,
@@ -84,43 +83,6 @@ class Given:
     namespace: str
     recorder: Recorder
     other: Other
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab(tmp_path_factory.mktemp("port"), prometheus=False, gateway=False, node=False) as lab:
-        lab.client.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", rollout_crd())
-        wait_until(lambda: is_served(lab.client, MODEL_ROLLOUT), timeout=30, what="serving ModelRollouts")
-        yield lab
-
-
-def is_served(client: KubeClient, kind: Kind) -> bool:
-    try:
-        client.list(kind.path(None))
-    except KubeError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
-
-
-def rollout_crd() -> Object:
-    """ModelRollout without its schema: the port is the same whatever the fields are."""
-    open_schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {
-        "name": MODEL_ROLLOUT.version,
-        "served": True,
-        "storage": True,
-        "schema": {"openAPIV3Schema": open_schema},
-        "subresources": {"status": {}},
-    }
-    names = {"kind": MODEL_ROLLOUT.kind, "plural": MODEL_ROLLOUT.plural, "singular": "modelrollout"}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{MODEL_ROLLOUT.plural}.{MODEL_ROLLOUT.group}"},
-        "spec": {"group": MODEL_ROLLOUT.group, "names": names, "scope": "Namespaced", "versions": [version]},
-    }
 
 
 def write_as_other(client: KubeClient, namespace: str) -> Other:
@@ -202,6 +164,7 @@ def rollout(given: Given, name: str = "fraud") -> Object:
         "spec": {
             "workload": {"template": {"spec": {"containers": [container]}}},
             "service": {"ports": [{"port": 80, "targetPort": 8080}]},
+            "analysis": {"mode": "Off"},
         },
     }
 
@@ -381,7 +344,7 @@ async def test_replace_status_writes_the_status_and_nothing_else(given: Given):
 
 async def test_a_status_decided_on_an_older_version_is_a_conflict(given: Given):
     made = await given.cluster.create(rollout(given))
-    await given.other(MODEL_ROLLOUT, "fraud", lambda live: live["spec"].update(replicas=5))
+    await given.other(MODEL_ROLLOUT, "fraud", lambda live: live["spec"].update(paused=True))
     with pytest.raises(Conflict):
         await given.cluster.replace_status(made | {"status": {"phase": "Pending"}})
     now = await given.cluster.get(MODEL_ROLLOUT, given.namespace, "fraud")
@@ -407,7 +370,7 @@ async def test_a_status_of_an_object_that_is_gone_is_not_found(given: Given):
 async def test_a_write_by_spec_does_not_touch_the_status(given: Given):
     made = await given.cluster.create(rollout(given))
     written = await given.cluster.replace_status(made | {"status": {"phase": "Pending"}})
-    written["spec"]["replicas"] = 4
+    written["spec"]["paused"] = True
     written["status"] = {"phase": "Healthy"}
     replaced = await given.cluster.replace(written)
     assert replaced["status"]["phase"] == "Pending"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 # What only grows or explains. Everything else in the status moves something, or tells a person what to do.
 _GROWING = ("evidence", "metrics", "forecast", "verdict")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 # While these are waited for, the message counts along with the evidence.
 _COUNTING = frozenset({"AwaitingEvidence", "AwaitingRequests", "AwaitingDuration", "Watching"})
 
@@ -14,15 +16,21 @@ _COUNTING = frozenset({"AwaitingEvidence", "AwaitingRequests", "AwaitingDuration
 def material(status: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a status (on the wire) that is committed as soon as it changes."""
     kept = {key: value for key, value in status.items() if key not in _GROWING}
+    # From its first cut on each sample counts once; before that cut is committed, a restart would begin at a later one.
+    kept["begun"] = (status.get("evidence") or {}).get("consumed") is not None
     conditions = status.get("conditions") or []
     reasons = {c["type"]: c["reason"] for c in conditions}
     counting = reasons.get("Reconciling", reasons.get("Ready")) in _COUNTING
-    if counting:
-        kept.pop("message", None)
+    kept["message"] = "" if counting else _wording(kept.get("message"))
     kept["conditions"] = [
-        {key: value for key, value in c.items() if key != "message" or not counting} for c in conditions
+        {**c, "message": "" if counting else _wording(c.get("message"))} for c in conditions
     ]
     return kept
+
+
+def _wording(message: Any) -> str:
+    """A message without its numbers: what is measured anew at each poll is no news by itself."""
+    return _NUMBER.sub("#", str(message or ""))
 
 
 def worth_committing(

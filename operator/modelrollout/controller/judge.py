@@ -27,6 +27,7 @@ from ..evidence.phi import estimate
 from ..evidence.plan import Margin, MetricTest, Plan
 from ..evidence.poll import Arm, Poll
 from ..evidence.state import State
+from ..evidence.verdict import Assessment
 from ..planning.preview import Past, preview
 from ..telemetry.history import History, PastPoll, read_history
 from ..telemetry.queries import Queries, build_queries, check_queries
@@ -126,7 +127,13 @@ class Judge:
             state = raise_weight(state, case.load, now)
         memory.state = state
         assessment = assess(case.plan, state, weight=case.compared, rate=memory.judged.rate)
-        return replace(memory.judged, assessment=assessment, state=state, alarm=raised(memory.alarms))
+        return replace(
+            memory.judged,
+            assessment=assessment,
+            state=state,
+            alarm=raised(memory.alarms),
+            notes={**memory.judged.notes, **_doubts(assessment)},
+        )
 
     async def _ask(self, case: _Case, state: State, memory: Memory) -> Answer | None:
         """What a look at Prometheus says; None while it is under way. An answer to another question is not used."""
@@ -159,14 +166,13 @@ class Judge:
         queries = case.queries(state)
         top = max((compared_share(step.weight, step.mirror) for step in case.status.plan), default=50)
         split = {name: _as_rollout(past, top, _slo_at(state, name)) for name, past in history.metrics.items()}
-        phi = {}
-        for name, halves in split.items():
-            found = estimate(halves)
-            phi[name] = found.phi
-            if found.note:
-                memory.notes[name] = found.note
+        found = {name: estimate(halves) for name, halves in split.items()}
+        phi = {name: one.phi for name, one in found.items()}
+        # What could not be measured is said once, with the forecast; what was measured stands with its metric.
+        memory.notes |= {name: one.note for name, one in found.items() if one.phi > 1 and one.note}
+        unmeasured = [len(split[name]) for name, one in found.items() if one.phi == 1 and one.note]
         state = replace(begin(case.plan, state, phi=phi), consumed=first.cut)
-        past = _past(history.metrics, queries, state, phi)
+        past = _past(history.metrics, queries, state, phi, unmeasured=min(unmeasured, default=None))
         if past and case.status.plan:
             # Kept until the attempt ends: the round that it is made in may come to nothing.
             forecast = preview(case.spec, case.status.plan, case.plan, past)
@@ -317,6 +323,15 @@ def _away(before: Judgement, status: Status, problem: str, now: float) -> Judgem
         failed_polls=max(before.failed_polls, status.failed_polls) + 1,
         outage_since=now if since is None else since,
     )
+
+
+def _doubts(assessment: Assessment) -> dict[str, str]:
+    """By metric: what a person should know who is told that it is worse."""
+    if not assessment.harm or assessment.harm_metric is None or assessment.groups > 1:
+        return {}
+    return {
+        assessment.harm_metric: "all of it from one candidate pod: its node may be the cause, not the model"
+    }
 
 
 def _unopposed(status: Status) -> bool:
@@ -474,7 +489,12 @@ def _bad(arm: Arm, cut: int) -> float:
 
 
 def _past(
-    metrics: Mapping[str, tuple[PastPoll, ...]], queries: Queries, state: State, phi: Mapping[str, float]
+    metrics: Mapping[str, tuple[PastPoll, ...]],
+    queries: Queries,
+    state: State,
+    phi: Mapping[str, float],
+    *,
+    unmeasured: int | None,
 ) -> Past | None:
     """What was measured of the baseline; None if there is nothing to forecast from."""
     shares: dict[str, float] = {}
@@ -486,4 +506,4 @@ def _past(
             shares[name] = bad / requests
         if name == queries.traffic and polls:
             rate = requests / (polls[-1].end - polls[0].start)
-    return Past(rate, shares, phi) if rate > 0 else None
+    return Past(rate, shares, phi, unmeasured) if rate > 0 else None

@@ -102,9 +102,7 @@ async def run(
     credentials = await load_credentials(settings.kubeconfig)
     async with KubernetesCluster(credentials, hooks=_guarded(hooks or Hooks(), lambda: parts)) as cluster:
         parts = _Parts(settings, cluster, metrics)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, parts.stop.set)
+        _heed_signals(parts)
         async with _health(parts) as health:
             if ready is not None:
                 ready(health.port)
@@ -281,6 +279,12 @@ async def _work(parts: _Parts) -> None:
             task.result()  # a watch or resync that died is an error of this process, which is then restarted
 
 
+def _heed_signals(parts: _Parts) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, parts.stop.set)
+
+
 async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
     await parts.listed.wait()  # a kind that is not there yet when Kopf starts would never be watched
     if parts.stop.is_set():
@@ -294,8 +298,8 @@ async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
         if listed and parts.listed.is_set():
             parts.relist.add(kind)
 
-    settings = parts.settings
-    await kopf.operator(
+    settings, before = parts.settings, asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
         registry=make_registry(seen),
         settings=make_settings(settings),
         standalone=True,
@@ -303,6 +307,9 @@ async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
         namespaces=settings.namespaces,
         stop_flag=parts.stop,
     )
+    # Kopf has just taken the signals for itself: it would leave the workers at work, and end them by force later.
+    _heed_signals(parts)
+    await kopf.run_tasks(tasks, ignored=before)
 
 
 def _take(parts: _Parts, acceptance: Acceptance, kind: Kind, obj: Object, *, gone: bool) -> None:

@@ -148,6 +148,9 @@ def harmful(round: Round) -> Round | None:
         if guardrail.breached and guardrail.gating and guardrail.value is not None:
             why = f"{guardrail.name} is {guardrail.value:g}, wanted {guardrail.bound}, {guardrail.breaches} times in a row"
             return go_back(round.say(EventReason.GUARDRAIL_BREACHED, why), Reason.GUARDRAIL_BREACHED, why)
+    alarm = round.judged.alarm
+    if round.phase == W and alarm and round.spec.watch.on_alarm == "Rollback":
+        return go_back(round, Reason.WATCH_ALARM, alarm)
     assessment = round.judged.assessment
     if assessment is None or not assessment.harm or assessment.harmless:
         return None

@@ -97,7 +97,10 @@ def _phase_message(round: Round) -> str:
         case Phase.PROMOTING:
             return f"promoting: {waiting}" if waiting else "promoting: the candidate takes over"
         case Phase.WATCHING:
-            return f"promoted, watching ({status.weights.previous} % on the previous revision) · {waiting or evidence_summary(round)}"
+            share = f"({status.weights.previous} % on the previous revision)"
+            # A before-and-after comparison can't tell a bad model from a bad day; whoever reads this can.
+            alarm = f"alarm: {round.judged.alarm} · " if round.judged.alarm else ""
+            return f"promoted, watching {share} · {alarm}{waiting or evidence_summary(round)}"
         case Phase.ROLLING_BACK if last and last.outcome is Outcome.JUDGED:
             return f"judged, and nothing is taken over: {waiting or last.message or ''}"
         case Phase.ROLLING_BACK:

@@ -21,6 +21,9 @@ class Past:
     rate: float  # requests/s of all its pods
     bad_share: Mapping[str, float]  # by metric: share of bad requests
     phi: Mapping[str, float]  # by metric: clustering
+    unmeasured: int | None = (
+        None  # past polls that there were where clustering could not be measured from them
+    )
 
 
 def preview(spec: Spec, steps: Sequence[PlanStep], test: Plan, past: Past) -> Forecast:
@@ -98,4 +101,13 @@ def _limits(spec: Spec, test: Plan, past: Past, steps: Sequence[StepForecast]) -
     unknown = [metric.name for metric in test.metrics if metric.name not in past.bad_share]
     if unknown:
         said.append(f"nothing was measured before of {', '.join(unknown)}")
+    if past.unmeasured is not None:
+        why = f"only {past.unmeasured} past polls" if past.unmeasured else "the baseline has one pod"
+        said.append(f"{why}: that errors come singly, not in clusters, is assumed")
+    if any(_alone(spec, step) for step in steps):
+        said.append("where one candidate pod answers, a bad node and a bad model can't be told apart")
     return "; ".join(said) or None
+
+
+def _alone(spec: Spec, step: StepForecast) -> bool:
+    return 0 < step.weight * spec.workload.replicas <= 100

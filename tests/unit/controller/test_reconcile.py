@@ -11,6 +11,7 @@ from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
 from modelrollout.cluster.kinds import MODEL_ROLLOUT, Object
 from modelrollout.cluster.port import Hooks, Write
+from modelrollout.controller.memory import UnreadableStatus
 from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed
 
 GUARDRAIL = {"name": "memory", "guardrail": {"query": "max(memory_bytes)", "max": "10", "failures": 3}}
@@ -56,6 +57,7 @@ async def test_a_bad_release_goes_back() -> None:
     await world.run(3600, until=lambda: world.phase == "RolledBack")
     assert world.phase == "RolledBack", world.status
     assert world.status["rejected"]["reason"] == "HarmProven"
+    assert "its node may be the cause" in world.status["metrics"][0]["message"]
     assert world.weights == {world.status["stable"]["revision"]: 100}
 
 
@@ -234,6 +236,28 @@ async def test_the_forecast_is_told_even_if_its_round_came_to_nothing() -> None:
     await world.run(300)
     assert world.failures
     assert world.status["forecast"]["steps"]
+
+
+async def test_what_can_not_be_known_is_said_once_with_the_forecast() -> None:
+    world = await deployed()
+    await candidate(world)
+    await compared(world)
+    limits = world.status["forecast"]["limits"]
+    assert "past polls: that errors come singly, not in clusters, is assumed" in limits
+    assert "a bad node and a bad model can't be told apart" in limits
+    assert "message" not in world.status["metrics"][0], "nothing is wrong with the metric"
+
+
+async def test_a_status_of_another_version_is_an_error_that_says_what_to_do() -> None:
+    world = await deployed()
+    obj = world.rollout
+    obj["status"]["phase"] = "Teleporting"
+    world.cluster.seed(obj)
+    before = world.writes()
+    await world.run(10)
+    assert isinstance(world.failures[-1], UnreadableStatus)
+    assert str(world.failures[-1]).startswith("status.phase can't be read")
+    assert world.writes() == before
 
 
 async def test_events_are_posted_once_for_a_commit_and_never_without_one() -> None:

@@ -35,6 +35,7 @@ KEY = Key(NAMESPACE, NAME)
 START = 1_700_000_000.0
 ERRORS = {"name": "errors", "ratio": {"bad": 'requests_total{code="500"}', "total": "requests_total"}}
 SCRAPE = 15.0
+WARMUP = 30.0
 
 
 def manifest(version: str = "1", **spec: Any) -> Object:
@@ -94,6 +95,7 @@ class _Meter:
     """The counters of one pod, as scraped, and all that it ever answered."""
 
     revision: str
+    warm: float  # its samples count from then on
     total: float = 0.0
     bad: float = 0.0
     samples: list[tuple[float, float, float]] = field(default_factory=list)
@@ -258,7 +260,7 @@ class World:
                     meter.samples.append((self._scraped, meter.total, meter.bad))
 
     def _add(self, name: str, revision: str) -> None:
-        meter = self.meters[name] = _Meter(revision)
+        meter = self.meters[name] = _Meter(revision, math.floor(self.now) + WARMUP)
         target = {"namespace": NAMESPACE, "pod": name, "job": "pods", "instance": name}
         add = self.prometheus.add
         add({"__name__": "up", **target}, meter.source(lambda n, x: 1.0))
@@ -313,17 +315,14 @@ class World:
         return generate_latest(self.metrics.registry).decode()
 
     def counted(self, revision: str, after: float, until: float) -> tuple[float, float]:
-        """Requests and bad ones that a revision's pods answered, by the samples in (after, until]."""
+        """Requests and bad ones that a revision's pods answered, warm, by the samples in (after, until]."""
         total = bad = 0.0
         for meter in self.meters.values():
-            if meter.revision != revision:
-                continue
-            inside = [(n, x) for t, n, x in meter.samples if t <= until]
-            before = [(n, x) for t, n, x in meter.samples if t <= after]
-            if inside:
-                start = before[-1] if before else (0.0, 0.0)
-                total += inside[-1][0] - start[0]
-                bad += inside[-1][1] - start[1]
+            warm = [sample for sample in meter.samples if sample[0] >= meter.warm and sample[0] <= until]
+            if meter.revision == revision and warm:
+                start = next((sample for sample in reversed(warm) if sample[0] <= after), warm[0])
+                total += warm[-1][1] - start[1]
+                bad += warm[-1][2] - start[2]
         return total, bad
 
 

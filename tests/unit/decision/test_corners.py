@@ -323,6 +323,21 @@ class TestSizes:
         assert world.status.candidate.desired == 4
 
 
+@pytest.mark.parametrize(
+    ("on_alarm", "phase"),
+    [("Notify", "Watching"), ("Rollback", "RolledBack")],
+    ids=["an alarm only tells", "an alarm goes back if the spec says so"],
+)
+def test_an_alarm_of_a_watch_without_holdback(on_alarm: str, phase: str) -> None:
+    spec = spec_of(watch={"duration": "10m", "holdback": 0, "onAlarm": on_alarm})
+    world = World(spec=spec).healthy().release("2").judge(GOOD).until("Watching")
+    world.judge(GOOD, alarm="errors are 2x what they were before").run(60)
+    assert world.status.phase == phase
+    assert "errors are 2x" in (world.status.message or "")
+    reason = world.status.history[0].reason
+    assert reason == ("WatchAlarm" if on_alarm == "Rollback" else "ProvenHarmless")
+
+
 def test_no_step_ends_in_the_round_that_loses_its_pods(world: World) -> None:
     started(world).run(55)
     assert world.status.step

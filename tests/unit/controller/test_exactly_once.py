@@ -1,0 +1,92 @@
+"""Rule S7: each sample of Prometheus enters the evidence once, whatever happens to the process and to what it writes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from modelrollout.cluster.errors import Conflict, Unavailable
+from modelrollout.cluster.port import Hooks, Write
+from tests.unit.controller.world import ERRORS, Crash, World
+
+INTERVAL = 15.0
+
+
+class Faults:
+    """Crashes, conflicts and lost answers at random writes; outages and restarts at random times."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.active = False
+        self.met: dict[str, int] = {}
+
+    def _meet(self, fault: str, share: float) -> bool:
+        met = self.active and self.random.random() < share
+        if met:
+            self.met[fault] = self.met.get(fault, 0) + 1
+        return met
+
+    async def before_write(self, write: Write) -> None:
+        if self._meet("crash before", 0.06):
+            raise Crash
+        if write.verb == "replace-status" and self._meet("conflict", 0.15):
+            raise Conflict("the object has been modified", status=409)
+
+    async def after_write(self, write: Write) -> None:
+        if self._meet("crash after", 0.12):
+            raise Crash
+        if self._meet("answer lost", 0.12):
+            raise Unavailable("no answer")
+
+    def disturb(self, world: World) -> None:
+        """Once in a while between rounds."""
+        world.server.away = "connection refused" if self._meet("outage", 0.25) else None
+        if self._meet("restart", 0.2):
+            world.start()
+
+
+def truth(world: World, consumed: float, *, stable: str, candidate: str) -> tuple[list[float], int]:
+    """Requests and bad ones of candidate and baseline in all polls in which both had requests, and how many these were."""
+    sums, used, end = [0.0] * 4, 0, consumed
+    while end > world.now - 6 * 3600:
+        found = [*world.counted(candidate, end - INTERVAL, end), *world.counted(stable, end - INTERVAL, end)]
+        if found[0] > 0 and found[2] > 0:
+            sums, used = [a + b for a, b in zip(sums, found, strict=True)], used + 1
+        end -= INTERVAL
+    return sums, used
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_evidence_equals_the_truth_through_crashes_conflicts_and_outages(seed: int) -> None:
+    faults = Faults(seed)
+    hooks = Hooks(before_write=faults.before_write, after_write=faults.after_write)
+    world = World(hooks=hooks, seed=seed)
+    steps = {"canary": {"steps": [{"weight": 10, "duration": "10m"}, {"weight": 50, "duration": "3h"}]}}
+    analysis = {"metrics": [ERRORS]}
+    world.apply()
+    await world.run(300, until=lambda: world.phase == "Healthy")
+    await world.run(120)
+    stable = world.status["stable"]["revision"]
+    world.errors[stable] = 0.02
+    world.apply("2", strategy=steps, analysis=analysis)
+    faults.active = True
+    await world.run(60, until=lambda: "candidate" in world.status)
+    candidate = world.status["candidate"]["revision"]
+    world.errors[candidate] = 0.02
+    for _ in range(40):
+        faults.disturb(world)
+        await world.run(45)
+    faults.active, world.server.away = False, None
+    await world.run(180)
+    assert world.phase == "Progressing", world.status["message"]
+    assert len(faults.met) == 6, f"every kind of fault was met: {faults.met}"
+    evidence = world.status["evidence"]
+    metric = evidence["metrics"]["errors"]
+    counted = [
+        *(metric["candidateRequests"], *metric["candidateBad"]),
+        *(metric["baselineRequests"], *metric["baselineBad"]),
+    ]
+    expected, polls = truth(world, evidence["consumed"], stable=stable, candidate=candidate)
+    assert (counted, metric["polls"]) == (expected, polls)
+    assert polls > 60
