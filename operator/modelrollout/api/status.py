@@ -314,3 +314,11 @@ class Status(Model):
     conditions: list[Condition] = Field(
         default_factory=list, description="kstatus conditions.", max_length=16
     )
+
+    @property
+    def previewed(self) -> str | None:
+        """The revision that can be reached for previews now."""
+        trying = self.phase in (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING)
+        if not trying or self.candidate is None or self.step is None:
+            return None
+        return self.candidate.revision if self.plan[self.step.index].preview else None

@@ -174,23 +174,25 @@ class Rules:
         status, mirror = case.after, case.after.weights.mirror
         if mirror == 0:
             return
-        assert status.phase in COMPARING, f"a mirror in {status.phase}"
-        assert not status.parked, "a mirror without metrics"
+        assert status.phase in COMPARING, f"S1: a mirror in {status.phase}"
+        assert not status.parked, "S6: a mirror without metrics"
         assert status.step is not None
         assert status.candidate is not None
         step = status.plan[status.step.index]
         ready, baseline = case.ready(status.candidate), case.ready(status.stable)
-        assert ready, "a mirror to a revision without ready pods"
-        assert baseline, "a mirror, and nothing but the candidate serves"
+        assert ready, "S1: a mirror to a revision without ready pods"
+        assert baseline, "S1: a mirror, and nothing but the candidate serves"
         at_raise = case.before.step.baseline_ready if case.before.step else 0
         serving = min(case.capacity, max(at_raise, baseline))
         needed = max(1, ceil(serving * min(100, step.weight + step.mirror) / 100))
         assert mirror <= step.mirror * min(1, ready / needed), (
-            f"{ready} pods can't answer copies of {mirror} %"
+            f"S2: {ready} pods can't answer copies of {mirror} %"
         )
         rose = mirror > case.before.weights.mirror
         settled = case.settled(status.candidate)
-        assert not rose or mirror <= step.mirror * min(1, settled / needed), "a mirror before pods are ready"
+        assert not rose or mirror <= step.mirror * min(1, settled / needed), (
+            "S2: a mirror before pods are ready"
+        )
 
     def _carried(self, case: Case, goal: int, ready: int) -> int:
         if case.lean:

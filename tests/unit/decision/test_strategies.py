@@ -6,7 +6,7 @@ Every decision is held against the safety rules besides, those for copies of req
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -45,7 +45,7 @@ def weights(world: World, seconds: float = 3600, *, every: float = 5.0) -> list[
 
 
 class TestShadow:
-    STRATEGY: dict[str, Any] = {"shadow": {"mirror": 30, "duration": "5m"}}
+    STRATEGY: ClassVar[dict[str, Any]] = {"shadow": {"mirror": 30, "duration": "5m"}}
 
     def test_users_never_get_the_candidate_and_the_verdict_is_kept(self) -> None:
         world = started(released(self.STRATEGY))
@@ -177,8 +177,8 @@ class TestShadow:
 
 
 class TestBlueGreen:
-    MIRRORED: dict[str, Any] = {"blueGreen": {"mirror": 20, "duration": "5m"}}
-    APPROVED: dict[str, Any] = {"blueGreen": {"approval": True}}
+    MIRRORED: ClassVar[dict[str, Any]] = {"blueGreen": {"mirror": 20, "duration": "5m"}}
+    APPROVED: ClassVar[dict[str, Any]] = {"blueGreen": {"approval": True}}
 
     def test_it_is_of_full_size_before_the_switch_and_then_gets_all_at_once(self) -> None:
         world = started(released(self.MIRRORED))
