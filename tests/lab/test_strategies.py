@@ -13,6 +13,7 @@ import pytest
 from lab.gateway import ADDRESS_ANNOTATION
 from lab.kube import path_of
 from lab.lab import Lab
+from lab.load import Load
 from lab.operator import Operator
 from lab.process import wait_until
 from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, Rollout, Seen, Stories, Story
@@ -121,16 +122,10 @@ def a_preview_reaches_the_candidate_before_an_approved_switch(lab: Lab) -> None:
         service = path_of("v1", "services", rollout.namespace, "preview-preview")
         assert rollout.endpoints("preview-preview") == {revision: 2}
 
-        def answered_by_v2() -> bool:
-            request = urllib.request.Request(
-                lab.gateway_url, headers={"Host": "preview.example.com", "x-preview": "yes"}
-            )
-            with contextlib.suppress(urllib.error.HTTPError):
-                urllib.request.urlopen(request, timeout=10).close()
-            return copies_answered(rollout, revision) > 0
-
-        wait_until(answered_by_v2, timeout=PATIENCE, what="an answer to a preview")
-        rollout.wait_answers(50)
+        with Load(lab.gateway_url, "preview.example.com", 20, headers={"x-preview": "yes"}) as looking:
+            wait_until(lambda: looking.counts().by_version(), timeout=PATIENCE, what="an answer to a preview")
+            rollout.wait_answers(50)
+            assert looking.counts().by_version(status=None).keys() == {"v2"}
         assert rollout.counts().by_version(status=None).keys() == {"v1"}
         rollout.annotate("approve", f"{revision}/{rollout.status['step']['id']}")
         rollout.wait_answers(20, "v2")

@@ -304,6 +304,8 @@ def _shrunk(round: Round, role: RevisionStatus, wanted: int, weight: int) -> int
         return wanted
     if round.pod_ratio and weight:
         return max(1, wanted)
+    if weight and not round.lean:
+        return role.desired
     since = round.seen.route.routed_since
     written = _by_revision(round.before) == _by_revision(round.status)
     if not written or since is None or round.now < since + round.spec.drain_delay:

@@ -324,3 +324,12 @@ class TestCanary:
         world = started(released({"canary": {"steps": [{"weight": 25, "mirror": 50, "duration": "1m"}]}}))
         assert world.status.candidate and world.status.candidate.desired == 3
         assert (world.status.weights.candidate, world.status.weights.mirror) == (25, 50)
+
+
+def test_an_edit_of_the_holdback_takes_no_pods_from_a_weight_that_is_still_needed() -> None:
+    """Found by the walk of test_invariants."""
+    world = World(spec=spec_of(workload={**spec_of()["workload"], "replicas": 2})).healthy().release("2")
+    world.run(50).ask("promote").until("Watching").run(50)
+    assert world.status.stable
+    world.lose(world.status.stable.revision, 1).tick()
+    world.edit(watch={"duration": "10m", "holdback": 0, "standby": 0}).run(60)
