@@ -106,6 +106,7 @@ class Reason(_Documented):
     # Why traffic went back, and how attempts end
     PROMOTED = "Promoted", "The candidate was promoted."
     PROMOTE_REQUESTED = "PromoteRequested", "Someone asked for the promotion."
+    NOT_PROVEN = "NotProven", "Nothing that carries an error bound was compared, so nothing was proven."
     PROVEN_HARMLESS = "ProvenHarmless", "Every gating metric was proven harmless."
     HARM_PROVEN = "HarmProven", "The candidate was proven worse than the harm margin allows."
     GUARDRAIL_BREACHED = "GuardrailBreached", "A guardrail was out of its bounds in several polls in a row."

@@ -10,7 +10,7 @@ import math
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -160,10 +160,10 @@ class Metrics:
         for bound, number in (("estimate", ratio), ("low", low), ("high", high)):
             self._set(self._ratio, number, namespace, name, metric, bound)
 
-    def drop_evidence(self, namespace: str, name: str) -> None:
-        """The comparison is over."""
-        self._drop(namespace, name, self._log_e)
-        self._drop(namespace, name, self._ratio)
+    def drop_evidence(self, namespace: str, name: str, *, kept: Collection[str] = ()) -> None:
+        """Metrics of the rollout that are not compared any more: all but `kept`."""
+        for gauge in (self._log_e, self._ratio):
+            self._drop(namespace, name, gauge, kept=kept)
 
     def drop_rollout(self, namespace: str, name: str) -> None:
         """The rollout is gone."""
@@ -223,8 +223,8 @@ class Metrics:
             one = all_series[series] = gauge.labels(*labels)
         one.set(value)
 
-    def _drop(self, namespace: str, name: str, gauge: Gauge) -> None:
+    def _drop(self, namespace: str, name: str, gauge: Gauge, *, kept: Collection[str] = ()) -> None:
         series = self._series.get((namespace, name), {})
-        for one in [one for one in series if one[0] is gauge]:
+        for one in [one for one in series if one[0] is gauge and not (kept and one[1][2] in kept)]:
             del series[one]
             gauge.remove(*one[1])

@@ -286,10 +286,10 @@ class Reconciler:
             *key, {"stable": weights.stable, "candidate": weights.candidate, "previous": weights.previous}
         )
         metrics.show_step(*key, status.step.index + 1 if status.step else None)
-        if decision.state is None:
-            metrics.drop_evidence(*key)
         assessment = decision.assessment
-        for metric in assessment.metrics if assessment and decision.state else ():
+        shown = assessment.metrics if assessment and decision.state else ()
+        metrics.drop_evidence(*key, kept={metric.name for metric in shown})
+        for metric in shown:
             metrics.show_evidence(
                 *key,
                 metric.name,

@@ -374,7 +374,7 @@ def _unlooked(round: Round) -> bool:
 
 def _evidence_allows(round: Round, weight: int) -> bool:
     analysis, assessment = round.spec.analysis, round.judged.assessment
-    if assessment is None or (_gating(round) and assessment.settled_polls < 1):
+    if assessment is None:
         return False
     return may_advance(
         assessment,
@@ -423,15 +423,17 @@ def finished(round: Round) -> Round | None:
             Reason.PROGRESSING, "the promotion waits for an acceptable spec", step_runs=True, active_runs=True
         )
     if analysis.mode == "Off":
-        return end(going, unproven=True, why="analysis.mode is Off")
+        return end(going, unproven=True, why="analysis.mode is Off", reason=Reason.NOT_PROVEN)
     if _all_proven(round):
         return end(going, unproven=False, why=evidence_summary(round))
     if not round.plan_step.load and not _unlooked(round):
-        return end(going, unproven=True, why="the candidate got no requests that could be compared")
+        why = "the candidate got no requests that could be compared"
+        return end(going, unproven=True, why=why, reason=Reason.NOT_PROVEN)
     polls = assessment.settled_polls if assessment else 0
     nothing_to_prove = not any(metric.gating and metric.kind != "guardrail" for metric in analysis.metrics)
     if nothing_to_prove and polls >= SETTLED_POLLS:
-        return end(going, unproven=True, why="no gating metric carries an error bound")
+        why = "no gating metric carries an error bound"
+        return end(going, unproven=True, why=why, reason=Reason.NOT_PROVEN)
     if round.status.unproven and not _unlooked(round):
         return end(going, unproven=True, why="the deadline passed without proof", reason=Reason.INCONCLUSIVE)
     return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), step_runs=True, active_runs=True)

@@ -66,6 +66,8 @@ def _metric_text(round: Round, metric: MetricAssessment) -> str:
         return f"{text} harmless"
     if metric.remaining is None or round.phase == Phase.WATCHING:
         return text
+    if metric.low is not None and metric.low > 1:
+        return f"{text}, worse so far"  # what an equal model would need is no news then
     more = f"{count(metric.remaining)} more requests"
     share = round.status.weights.compared
     if round.judged.rate and share:

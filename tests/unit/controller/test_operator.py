@@ -196,3 +196,21 @@ async def test_a_standby_of_nobody_is_not_ready(age: float, ready: bool) -> None
     parts, _ = make_parts(FakeCluster())
     parts.election = LeaderElection(parts.cluster, namespace="default", name="lease", identity="us")
     assert (operator._unready(parts, age) is None) is ready
+
+
+@pytest.mark.parametrize(
+    ("change", "edited"),
+    [
+        pytest.param({"metadata": {"generation": 2}}, True, id="the spec was edited"),
+        pytest.param(
+            {"status": {"accepted": {"service": {"name": "b"}}}}, True, id="another spec was accepted"
+        ),
+        pytest.param({"status": {"accepted": {}, "phase": "Paused"}}, False, id="only the status moved on"),
+    ],
+)
+def test_claims_are_weighed_anew_when_they_may_have_changed(change: dict[str, dict], edited: bool) -> None:  # type: ignore[type-arg]
+    """A rollout that waits for a name must hear when the one that has it lets go: that happens with the status."""
+    before = {"metadata": {"uid": "1", "generation": 1}, "status": {"accepted": {}}}
+    assert (
+        operator._edited(before, {**before, **{k: {**before[k], **v} for k, v in change.items()}}) is edited
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,12 @@ async def an_outage(world: World) -> None:
     world.server.away = "connection refused"
 
 
+async def a_hanging_prometheus(world: World) -> None:
+    await candidate(world)
+    await compared(world)
+    world.server.hangs = asyncio.Event()
+
+
 async def an_unknown_server(world: World) -> None:
     await candidate(world)
     await compared(world)
@@ -159,6 +166,7 @@ SITUATIONS = [
     a_contested_route,
     a_contested_route_in_a_rollout,
     an_outage,
+    a_hanging_prometheus,
     an_unknown_server,
     a_missing_pod,
     a_refused_route,
@@ -179,6 +187,23 @@ async def test_no_situation_makes_the_loop_spin(situation: Callable[[World], Any
     for when in world.rounds[began:]:
         per_minute[int((when - world.rounds[began]) // 60)] += 1
     assert max(per_minute) <= 20, per_minute
+
+
+async def test_a_prometheus_that_hangs_is_an_outage_and_not_a_reason_to_go_on() -> None:
+    """What was measured before it hung must not carry the rollout into the next step."""
+    world = await deployed()
+    await a_hanging_prometheus(world)
+    step = world.status["step"]["id"]
+    await world.run(300)
+    assert world.status["step"]["id"] == step
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("False", "PrometheusTimedOut")
+    hanging, world.server.hangs = world.server.hangs, None
+    assert hanging is not None
+    hanging.set()
+    await asyncio.sleep(0)
+    await world.run(900, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching"
 
 
 # Commits that fail
@@ -410,6 +435,17 @@ async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
     await candidate(world)
     await world.run(60)
     assert "exceeded quota" in world.status["message"]
+
+
+async def test_a_metric_that_is_edited_out_is_shown_no_more() -> None:
+    world = await deployed()
+    world.apply("2", analysis={"metrics": [ERRORS, ERRORS | {"name": "again"}]})
+    await compared(world)
+    assert 'metric="again"' in world.exposition()
+    world.apply("2", analysis={"metrics": [ERRORS]})
+    await world.run(30)
+    assert 'metric="again"' not in world.exposition()
+    assert 'metric="errors"' in world.exposition()
 
 
 # Deletion

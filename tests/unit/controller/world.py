@@ -70,18 +70,21 @@ class DirectServer:
     prometheus: FakePrometheus
     settings: ServerSettings = field(default_factory=lambda: ServerSettings("default", "http://prometheus"))
     away: str | None = None
+    hangs: asyncio.Event | None = None  # until it is set, nothing is answered
     asked: int = 0
 
     async def read_series(self, selector: str, *, at: float, reach: float) -> tuple[RawSeries, ...]:
-        self._ask()
+        await self._ask()
         return parse_matrix(self.prometheus.answer(f"{selector}[{max(1, round(reach * 1000))}ms]", at))
 
     async def read_number(self, query: str, *, at: float) -> float:
-        self._ask()
+        await self._ask()
         return parse_number(self.prometheus.answer(query, at))
 
-    def _ask(self) -> None:
+    async def _ask(self) -> None:
         self.asked += 1
+        if self.hangs is not None:
+            await self.hangs.wait()
         if self.away is not None:
             raise QueryError(UNREACHABLE, self.away)
 
@@ -206,7 +209,7 @@ class World:
     async def _end_look(self) -> None:
         """On a slow machine a look may outlast its round; here it ends before the clock moves on."""
         memory = self.reconciler._memories._all.get(KEY)
-        if memory is not None and memory.look is not None:
+        if memory is not None and memory.look is not None and self.server.hangs is None:
             await asyncio.wait({memory.look.task})
             self.dirty = True
 
