@@ -54,6 +54,21 @@ CONFLICTS: dict[str, tuple[list[Object], list[str]]] = {
         [rollout(name, n, traffic={"httpRoute": {"name": "r"}}) for n, name in enumerate("ab")],
         ["b"],
     ),
+    "one GRPCRoute of the user's": (
+        [rollout(name, n, traffic={"grpcRoute": {"name": "r"}}) for n, name in enumerate("ab")],
+        ["b"],
+    ),
+    "one VirtualService of the user's": (
+        [rollout(n, i, traffic={"istio": {"virtualService": {"name": "r"}}}) for i, n in enumerate("ab")],
+        ["b"],
+    ),
+    "routes of the same name and of different kinds": (
+        [
+            rollout("a", 1, traffic={"httpRoute": {"name": "r"}}),
+            rollout("b", 2, traffic={"grpcRoute": {"name": "r"}}),
+        ],
+        [],
+    ),
     "a spec that makes no sense": ([rollout("a", 1) | {"spec": {"service": 7}}, rollout("b", 2)], []),
 }
 
