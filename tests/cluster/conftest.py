@@ -37,7 +37,8 @@ def world(lab: Lab) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def operator(world: World) -> Iterator[Operator]:
-    """One operator for all tests of a module; afterwards no rollout is left for the next one."""
+    """One operator for all tests of a module, which finds no rollout of other modules."""
+    world.clear()
     with Operator(world.lab, values=world.values) as running:
         yield running
         world.clear()

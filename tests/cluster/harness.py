@@ -442,6 +442,7 @@ class World:
 
     lab: Lab
     prometheus: FakePrometheus
+    frail: FakePrometheus  # serves the same; this one may be stopped while others ask
     traffic: Traffic
     gateway: Gateway
     rollouts: Chronicle
@@ -453,7 +454,8 @@ class World:
     @classmethod
     def around(cls, lab: Lab) -> World:
         client = lab.client
-        prometheus = FakePrometheus()
+        prometheus, frail = FakePrometheus(), FakePrometheus()
+        frail.answer = prometheus.answer  # type: ignore[method-assign]
         parts = {
             "traffic": Traffic(client, prometheus),
             "gateway": Gateway(client),
@@ -462,7 +464,7 @@ class World:
             "deployments": Chronicle(client, path_of("apps/v1", "deployments"), labelSelector=ROLLOUT_LABEL),
             "pods": Chronicle(client, path_of("v1", "pods"), labelSelector=ROLLOUT_LABEL),
         }
-        world = cls(lab, prometheus, parts=[prometheus, *parts.values()], **parts)  # type: ignore[arg-type]
+        world = cls(lab, prometheus, frail, parts=[prometheus, frail, *parts.values()], **parts)  # type: ignore[arg-type]
         for part in world.parts:
             part.start()
         return world
@@ -474,7 +476,11 @@ class World:
     @property
     def values(self) -> dict[str, Any]:
         """The chart's values for an operator of this world."""
-        return {"servers": [{"name": "default", "url": self.prometheus.url}], "timing": TIMING}
+        servers = {"default": self.prometheus, "frail": self.frail}
+        return {
+            "servers": [{"name": name, "url": server.url} for name, server in servers.items()],
+            "timing": TIMING,
+        }
 
     def namespace(self, prefix: str = "e2e") -> str:
         """A fresh namespace."""
@@ -483,7 +489,7 @@ class World:
         return name
 
     def clear(self) -> None:
-        """Delete all rollouts, so that the next operator finds none; their children go by themselves."""
+        """Delete all rollouts, so that an operator finds none; their children go by themselves."""
         for obj in self.lab.client.list(path_of(VERSION, PLURAL)):
             metadata = obj["metadata"]
             path = path_of(VERSION, PLURAL, metadata["namespace"], metadata["name"])
@@ -668,7 +674,7 @@ Story = Callable[[World], None]
 class SideBySide:
     """Runs stories in threads, for they mostly wait; each is told as a test of its own when its turn comes."""
 
-    def __init__(self, world: World, stories: Iterable[Story], *, at_once: int = 12) -> None:
+    def __init__(self, world: World, stories: Iterable[Story], *, at_once: int = 20) -> None:
         self._pool = ThreadPoolExecutor(at_once)
         self._results = {story: self._pool.submit(story, world) for story in stories}
 

@@ -25,6 +25,7 @@ STEPS = {"1/2": 2.0, "2/2": 3.0}
 @pytest.fixture(scope="module")
 def story(world: World) -> Iterator[dict[str, Rollout]]:
     """Three releases at once, gone through by an operator that is killed at every turn."""
+    world.clear()
     good, bad, ratio = (world.rollout() for _ in range(3))
     environment = {"KILLS": " ".join(KILLS)}
     operator = Operator(
@@ -116,7 +117,8 @@ def running(rollout: Rollout, display: str) -> list[Object]:
 def test_no_restart_shortens_or_lengthens_a_step(story: dict[str, Rollout], name: str, display: str) -> None:
     found = running(story[name], display)
     clocks = [status["step"] for status in found]
-    assert [step for step in clocks if "left" in step] == [], "the clock was held"
+    held = [f"{waits_for(status)}: {status['message']}" for status in found if "left" in status["step"]]
+    assert held == [], "the clock was held"
     (end,) = {seconds(step, "endsAt") for step in clocks}
     (start,) = {seconds(step, "startedAt") for step in clocks}
     assert end - start == pytest.approx(STEPS[display])

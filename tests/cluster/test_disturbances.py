@@ -135,6 +135,31 @@ STORIES += [
 
 
 @story
+def a_prometheus_that_is_stopped_holds_all_rollouts_and_none_is_rolled_back(world: World) -> None:
+    rollouts = [world.rollout() for _ in range(3)]
+    frail = analysis(prometheus="frail")
+    for rollout in rollouts:
+        rollout.apply("1", analysis=frail)
+    for rollout in rollouts:
+        rollout.wait_phase("Healthy")
+    for rollout in rollouts:
+        rollout.apply("2", strategy=STEPS, analysis=frail)
+    for rollout in rollouts:
+        rollout.wait_step("1/2")
+    world.frail.stop()
+    for rollout in rollouts:
+        held = rollout.wait(away, "the word that metrics are away")
+        assert held["status"]["phase"] == "Progressing"
+        assert condition(held, "MetricsAvailable")["reason"] == "PrometheusUnreachable"
+    world.frail.start()
+    for rollout in rollouts:
+        rollout.wait_phase("Watching")
+        assert rollout.wait_phase("Healthy")["status"]["history"][0]["outcome"] == "Promoted"
+        assert "RollingBack" not in rollout.phases()
+        rollout.check_ledger()
+
+
+@story
 def a_long_outage_parks_the_candidate_without_traffic_and_keeps_its_pods(world: World) -> None:
     rollout = world.rollout()
     rollout.deploy("1")

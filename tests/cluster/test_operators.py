@@ -19,7 +19,6 @@ from tests.cluster.harness import (
     SideBySide,
     Story,
     World,
-    condition,
     seconds,
     title,
 )
@@ -134,13 +133,31 @@ def test_that(side_by_side: SideBySide, story: Story) -> None:
     side_by_side.tell(story)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def alone(world: World) -> Iterator[Operator]:
-    """An operator for a test that takes away what all others need."""
+    """An operator for tests that take away what all others need."""
     world.clear()
     with Operator(world.lab, values=world.values) as running:
         yield running
         world.clear()
+
+
+def test_an_operator_that_is_stopped_ends_in_good_order_and_leaves_the_lease(
+    world: World, alone: Operator
+) -> None:
+    rollout = world.rollout()
+    rollout.deploy("1")
+    rollout.apply("2", strategy=STEPS)
+    step = rollout.wait_step("1/2")["status"]["step"]
+    assert alone.stop() == 0
+    assert "Traceback" not in alone.log.read_text()
+    leases = path_of("coordination.k8s.io/v1", "leases", "modelrollout-system")
+    assert not any(lease["spec"].get("holderIdentity") for lease in world.lab.client.list(leases))
+    alone.start()
+    rollout.wait_step("2/2")
+    assert {s["step"]["startedAt"] for s in clocks(rollout, step["id"])} == {step["startedAt"]}
+    assert seconds(step, "endsAt") - seconds(step, "startedAt") == pytest.approx(4.0)
+    rollout.wait_phase("Healthy")
 
 
 def test_an_api_server_that_is_killed_and_comes_back_loses_nothing(world: World, alone: Operator) -> None:
@@ -173,44 +190,3 @@ def clocks(rollout: Rollout, step: str) -> list[dict[str, Any]]:
 
 def said(operator: Operator, text: str) -> bool:
     return text in operator.log.read_text()
-
-
-def test_a_prometheus_that_is_stopped_holds_all_rollouts_and_none_is_rolled_back(
-    world: World, alone: Operator
-) -> None:
-    rollouts = [world.rollout() for _ in range(3)]
-    for rollout in rollouts:
-        rollout.deploy("1")
-        rollout.apply("2", strategy=STEPS)
-    for rollout in rollouts:
-        rollout.wait_step("1/2")
-    world.prometheus.stop()
-    for rollout in rollouts:
-        held = rollout.wait(
-            lambda obj: condition(obj, "MetricsAvailable").get("status") == "False", "the hold"
-        )
-        assert held["status"]["phase"] == "Progressing"
-        assert condition(held, "MetricsAvailable")["reason"] == "PrometheusUnreachable"
-    world.prometheus.start()
-    for rollout in rollouts:
-        rollout.wait_phase("Watching")
-        assert rollout.wait_phase("Healthy")["status"]["history"][0]["outcome"] == "Promoted"
-        assert "RollingBack" not in rollout.phases()
-        rollout.check_ledger()
-
-
-def test_an_operator_that_is_stopped_ends_in_good_order_and_leaves_the_lease(
-    world: World, alone: Operator
-) -> None:
-    rollout = world.rollout()
-    rollout.deploy("1")
-    rollout.apply("2", strategy=STEPS)
-    step = rollout.wait_step("1/2")["status"]["step"]
-    assert alone.stop() == 0
-    assert "Traceback" not in alone.log.read_text()
-    leases = path_of("coordination.k8s.io/v1", "leases", "modelrollout-system")
-    assert not any(lease["spec"].get("holderIdentity") for lease in world.lab.client.list(leases))
-    alone.start()
-    rollout.wait_step("2/2")
-    assert {s["step"]["startedAt"] for s in clocks(rollout, step["id"])} == {step["startedAt"]}
-    assert seconds(step, "endsAt") - seconds(step, "startedAt") == pytest.approx(4.0)

@@ -97,7 +97,8 @@ class Reconciler:
             if committed is not rollout:
                 await self._tell(committed, before=status, decision=decision)
         self._show(key, decision)
-        return _next_round(decision, memory, around.now())
+        # What was decided now may decide more, and the watch's echo of our own write is no news.
+        return 0.0 if committed is not rollout else _next_round(decision, memory, around.now())
 
     def _refer(self, rollout: Object, key: Key) -> None:
         """Say which objects of the user's the rollout depends on, by its spec and by the one that it acts on."""
