@@ -26,8 +26,6 @@ from .types import (
     Wish,
 )
 
-SOON = 0.2  # seconds until the next round when a rollout has moved on
-
 ACTIVE = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING, Phase.ROLLING_BACK)
 
 
@@ -291,12 +289,6 @@ def _weight_event(round: Round) -> Round:
     return round.say(EventReason.WEIGHT_CHANGED, f"{', '.join(moved)}{why}")
 
 
-def _place(status: Status) -> tuple[object, ...]:
-    """Where a rollout stands, as far as a rule depends on it."""
-    step, watch = status.step, status.watch
-    return status.phase, step.id if step else None, watch.ending if watch else None
-
-
 def next_time(round: Round) -> float | None:
     """The next known time at which a round is due, apart from polls and events."""
     status, timing = round.status, round.timing
@@ -308,9 +300,6 @@ def next_time(round: Round) -> float | None:
         status.watch.latest if status.watch else None,
         *(gone.until for gone in status.retiring),
     ]
-    if _place(status) != _place(round.before):
-        # The next rule may match at once, and where nothing is written to the cluster no event would say so.
-        times.append(round.now + SOON)
     if status.rolling_back_since is not None:
         times.append(status.rolling_back_since + round.spec.progress_deadline)
     if status.split_off_since is not None:

@@ -333,18 +333,3 @@ def test_an_edit_of_the_holdback_takes_no_pods_from_a_weight_that_is_still_neede
     assert world.status.stable
     world.lose(world.status.stable.revision, 1).tick()
     world.edit(watch={"duration": "10m", "holdback": 0, "standby": 0}).run(60)
-
-
-def test_a_takeover_that_changes_nothing_in_the_cluster_is_not_waited_for() -> None:
-    """The last batch is as large as the promotion, so no pod and no weight changes, and no event comes."""
-    workload = {**spec_of()["workload"], "replicas": 3}
-    strategy = {"rolling": {"batch": 1, "duration": "3s"}}
-    changes = {"traffic": {"podRatio": {}}, "analysis": {"mode": "Off"}, "workload": workload}
-    world = released(strategy, watch={"duration": "6s", "holdback": 20}, **changes)
-    for _ in range(400):
-        decision = world.tick(1)
-        if decision.link == "15":
-            break
-    assert world.status.phase == Phase.PROMOTING
-    assert decision.requeue_at is not None
-    assert decision.requeue_at < world.now + 1
