@@ -36,10 +36,11 @@ def world(lab: Lab) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def operator(world: World) -> Iterator[Operator]:
+def operator(request: pytest.FixtureRequest, world: World) -> Iterator[Operator]:
     """One operator for all tests of a module, which finds no rollout of other modules."""
     world.clear()
-    with Operator(world.lab, values=world.values) as running:
+    name = request.module.__name__.rpartition(".")[2]
+    with Operator(world.lab, values=world.values, name=name) as running:
         yield running
         world.clear()
 

@@ -16,7 +16,7 @@ import yaml
 
 from modelrollout.api.conditions import ConditionType, EventReason, Reason
 from modelrollout.api.requests import VERBS, BadRequest, parse_request
-from modelrollout.api.spec import GROUP
+from modelrollout.api.spec import GROUP, Strategy
 from modelrollout.api.status import Phase
 from modelrollout.api.validate import parse
 from modelrollout.controller.metrics import Metrics
@@ -160,14 +160,32 @@ def test_every_manifest_is_accepted(manifest: Any) -> None:
         assert spec is not None, "\n".join(map(str, problems))
 
 
+_SHOWN = re.compile(r"<!-- (examples/\S+) -->\n```yaml\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
 def test_the_readme_shows_the_smallest_example_as_it_is() -> None:
-    marked = re.search(
-        r"<!-- (examples/\S+) -->\n```yaml\n(.*?)^```$",
-        (ROOT / "README.md").read_text(),
-        re.DOTALL | re.MULTILINE,
-    )
-    assert marked
-    assert marked[2] == (ROOT / marked[1]).read_text()
+    assert [shown for shown, _ in _SHOWN.findall((ROOT / "README.md").read_text())] == [
+        "examples/minimal.yaml"
+    ]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_what_is_shown_of_an_example_is_the_example(document: Path) -> None:
+    for shown, text in _SHOWN.findall(document.read_text()):
+        assert text == (ROOT / shown).read_text()
+
+
+def test_every_strategy_has_its_section_and_an_example() -> None:
+    text = (ROOT / "docs" / "strategies.md").read_text()
+    sections = {heading.lower() for heading in re.findall(r"^## (\w+)$", text, re.MULTILINE)}
+    members = {info.alias or name for name, info in Strategy.model_fields.items()}
+    assert {member.lower() for member in members} <= sections
+    shown = {
+        member
+        for _, manifest in _SHOWN.findall(text)
+        for member in yaml.safe_load(manifest)["spec"]["strategy"]
+    }
+    assert shown == members
 
 
 def _anchors(document: Path) -> set[str]:

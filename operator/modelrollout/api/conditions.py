@@ -183,6 +183,7 @@ class EventReason(_Documented):
     ROLLED_BACK = "RolledBack", "Traffic is back at the baseline."
     SUPERSEDED = "Superseded", "The spec named another revision meanwhile."
     REVERTED = "Reverted", "The spec named the old revision again."
+    JUDGED = "Judged", "A comparison is over and, as its strategy says, nothing is taken over."
     ABORTED = "Aborted", "Someone asked for the way back."
     INCONCLUSIVE = "Inconclusive", "Neither harm nor harmlessness was proven within the deadline."
     METRICS_UNAVAILABLE = "MetricsUnavailable", "Metrics can't be read."

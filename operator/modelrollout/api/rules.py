@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from .spec import (
     UNION_MEMBERS,
     Analysis,
+    BlueGreen,
     Canary,
     GatewayAPI,
     Guardrail,
@@ -29,7 +30,10 @@ from .spec import (
     RouteTimeouts,
     Score,
     Service,
+    Shadow,
     Spec,
+    Step,
+    Strategy,
     Tolerance,
     Traffic,
     Workload,
@@ -205,6 +209,53 @@ def _one_source(workload: Workload) -> bool:
     return sum(bool(source) for source in sources) == 1
 
 
+def _one_strategy(strategy: Strategy) -> bool:
+    return _set(strategy, UNION_MEMBERS[Strategy]) <= 1
+
+
+# What routers can do; a test holds it against the routers themselves.
+MIRRORS = ("gatewayAPI", "httpRoute", "grpcRoute", "istio")
+
+
+def _some_step(cel: str) -> str:
+    """CEL: a written step is so. Those of a shadow need no look: a shadow itself asks for all that they could."""
+    return f"({_present('strategy.canary.steps')} && self.strategy.canary.steps.exists(s, {cel}))"
+
+
+_MIRRORING, _SIZED = "has(s.mirror) && s.mirror > 0", "has(s.size) && s.size > 0"
+_CAN_MIRROR = f"(has(self.traffic) && ({' || '.join(f'has(self.traffic.{router})' for router in MIRRORS)}))"
+_COPIES_BEFORE = (
+    "(has(self.strategy.shadow) || has(self.strategy.blueGreen) && has(self.strategy.blueGreen.mirror) && "
+    "self.strategy.blueGreen.mirror > 0)"
+)
+_MODE_OFF = "(has(self.analysis) && has(self.analysis.mode) && self.analysis.mode == 'Off')"
+
+
+def _on_copies(spec: Spec) -> bool:
+    """Whether a decision rests on copies of requests alone."""
+    blue_green = spec.strategy.blue_green
+    return spec.strategy.shadow is not None or (blue_green is not None and blue_green.mirror > 0)
+
+
+def _judged_on_copies(spec: Spec) -> bool:
+    metrics = [m for m in spec.analysis.metrics if m.ratio is not None or m.latency is not None]
+    return not _on_copies(spec) or any(metric.gating for metric in metrics)
+
+
+def _switch_is_decided(spec: Spec) -> bool:
+    blue_green = spec.strategy.blue_green
+    return blue_green is None or blue_green.mirror > 0 or blue_green.approval or spec.analysis.mode == "Off"
+
+
+def _preview_is_routed(spec: Spec) -> bool:
+    blue_green = spec.strategy.blue_green
+    return blue_green is None or blue_green.preview_header is None or spec.traffic.gateway_api is not None
+
+
+def _of_strategies(cel: str) -> str:
+    return f"!has(self.strategy) || ({cel})"
+
+
 RULES: tuple[Rule[Any], ...] = (
     Rule(
         Workload,
@@ -342,6 +393,111 @@ RULES: tuple[Rule[Any], ...] = (
         "!has(self.steps) || self.steps.all(s, !has(s.name) || "
         "self.steps.exists_one(t, has(t.name) && t.name == s.name))",
         _step_names_differ,
+    ),
+    Rule(
+        Step,
+        "weight",
+        "canary.steps: a weight of 0 needs a mirror, or nothing could be seen of the candidate: raise the weight or add mirror",
+        "self.weight > 0 || (has(self.mirror) && self.mirror > 0)",
+        lambda step: step.weight > 0 or step.mirror > 0,
+    ),
+    Rule(
+        Strategy,
+        "",
+        "strategy takes only one of canary, rolling, blueGreen and shadow: remove the others",
+        "[has(self.canary), has(self.rolling), has(self.blueGreen), has(self.shadow)].filter(member, member).size() <= 1",
+        _one_strategy,
+    ),
+    Rule(
+        Shadow,
+        "canary",
+        "shadow.canary has steps that follow only with shadow.then: Canary: set it, or remove them",
+        "!has(self.canary) || (has(self.then) && self.then == 'Canary')",
+        lambda shadow: shadow.canary is None or shadow.then == "Canary",
+    ),
+    Rule(
+        BlueGreen,
+        "minRequests",
+        "blueGreen.minRequests counts copies, as users' requests come after the switch: add blueGreen.mirror, or remove it",
+        "!has(self.minRequests) || self.minRequests == 0 || (has(self.mirror) && self.mirror > 0)",
+        lambda blue_green: not blue_green.min_requests or blue_green.mirror > 0,
+    ),
+    Rule(
+        Spec,
+        "strategy",
+        f"strategy copies requests (mirror), which traffic.podRatio can't: choose one of {', '.join(MIRRORS)} in traffic",
+        _of_strategies(f"!({_COPIES_BEFORE} || {_some_step(_MIRRORING)}) || {_CAN_MIRROR}"),
+        lambda spec: not spec.strategy.mirrors or spec.traffic.router in MIRRORS,
+    ),
+    Rule(
+        Spec,
+        "strategy.blueGreen",
+        "strategy.blueGreen needs a router, as traffic.podRatio makes shares of pods and not of requests: "
+        f"choose one of {', '.join(MIRRORS)} in traffic",
+        _of_strategies(f"!has(self.strategy.blueGreen) || {_CAN_MIRROR}"),
+        lambda spec: spec.strategy.blue_green is None or spec.traffic.router in MIRRORS,
+    ),
+    Rule(
+        Spec,
+        "strategy.blueGreen.previewHeader",
+        "strategy.blueGreen.previewHeader needs traffic.gatewayAPI, whose route the operator owns: choose it, or remove the "
+        "header and use the Service <name>-preview",
+        _unless_absent(
+            "strategy.blueGreen.previewHeader", "has(self.traffic) && has(self.traffic.gatewayAPI)"
+        ),
+        _preview_is_routed,
+    ),
+    Rule(
+        Spec,
+        "workload.elastic",
+        "workload.elastic keeps no more than replicas + 1 pods, and strategy wants more (blueGreen, mirror or size): set it to "
+        "false, or choose rolling or a canary without them",
+        _of_strategies(
+            f"!(has(self.workload.elastic) && self.workload.elastic) || !({_COPIES_BEFORE} || "
+            f"has(self.strategy.blueGreen) || {_some_step(f'({_MIRRORING}) || ({_SIZED})')})"
+        ),
+        lambda spec: not spec.workload.elastic or not spec.strategy.needs_room,
+    ),
+    Rule(
+        Spec,
+        "strategy",
+        "canary.steps: size needs a router, as with traffic.podRatio the pods are the weight: "
+        f"choose one of {', '.join(MIRRORS)} in traffic, or remove size",
+        _of_strategies(f"!{_some_step(_SIZED)} || {_CAN_MIRROR}"),
+        lambda spec: not any(step.size for step in spec.strategy.steps) or spec.traffic.router in MIRRORS,
+    ),
+    Rule(
+        Spec,
+        "workload.elastic",
+        "strategy.rolling replaces pods batch by batch: with a router in traffic set workload.elastic: true, or choose canary",
+        _of_strategies(
+            f"!has(self.strategy.rolling) || !{_CAN_MIRROR} || (has(self.workload.elastic) && self.workload.elastic)"
+        ),
+        lambda spec: (
+            spec.strategy.rolling is None or spec.workload.elastic or spec.traffic.router == "podRatio"
+        ),
+    ),
+    Rule(
+        Spec,
+        "strategy",
+        "strategy judges copies of requests, for which no labels arrive: analysis.metrics needs a ratio or latency metric "
+        "without dryRun: add one",
+        _of_strategies(
+            f"!{_COPIES_BEFORE} || (has(self.analysis) && has(self.analysis.metrics) && self.analysis.metrics.exists(m, "
+            "(has(m.ratio) || has(m.latency)) && !(has(m.dryRun) && m.dryRun)))"
+        ),
+        _judged_on_copies,
+    ),
+    Rule(
+        Spec,
+        "strategy.blueGreen",
+        "strategy.blueGreen has nothing that decides on the switch: add mirror, to judge copies of requests, or approval: true, "
+        'or set analysis.mode: "Off" to switch as soon as the pods are ready',
+        _of_strategies(
+            "!has(self.strategy.blueGreen) || (has(self.strategy.blueGreen.mirror) && self.strategy.blueGreen.mirror > 0) || "
+            f"(has(self.strategy.blueGreen.approval) && self.strategy.blueGreen.approval) || {_MODE_OFF}"
+        ),
+        _switch_is_decided,
     ),
     Rule(
         Spec,

@@ -70,6 +70,33 @@ TargetPort = Annotated[
         }
     ),
 ]
+
+
+def _check_batch(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100_000
+    percent = isinstance(value, str) and re.fullmatch(_BATCH, value)
+    if not number and not percent:
+        raise ValueError(
+            f"{value!r} is neither a number of pods from 1 on nor a share of them from 1% to 99%"
+        )
+    return value
+
+
+_BATCH = r"^[1-9][0-9]?%$"
+Batch = Annotated[
+    int | str,
+    BeforeValidator(_check_batch),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "minimum": 1,
+            "maximum": 100_000,
+            "minLength": 2,
+            "maxLength": 3,
+            "pattern": _BATCH,
+        }
+    ),
+]
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -393,9 +420,14 @@ class Step(Model):
 
     name: DnsLabel | None = None
     """A name for messages and events."""
-    weight: Annotated[int, Field(strict=True, ge=1, le=99)]
+    weight: Annotated[int, Field(strict=True, ge=0, le=99)]
     """Share of the requests, in percent, that the candidate gets. Not 100: without a baseline nothing can be compared,
-    and the candidate is promoted by itself after the last step."""
+    and the candidate is promoted by itself after the last step. 0 only with a mirror."""
+    mirror: Percent = 0
+    """Share of the requests, in percent, that is copied to the candidate besides; nobody sees its answers to them. Needs a
+    router that can copy requests. Scores are not judged on copies alone: labels never arrive for them."""
+    size: Percent = 0
+    """Least size of the candidate, in percent of workload.replicas; left out: what weight and mirror need."""
     duration: Duration = 0.0
     """Least time at this weight, counted while requests really are split this way."""
     min_requests: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -413,11 +445,83 @@ class Canary(Model):
     """Largest weight of planned steps, in percent. Written steps are not bound by it."""
 
 
+class Rolling(Model):
+    """Pods of the baseline are replaced batch by batch, and what is there is compared between batches."""
+
+    batch: Batch = "25%"
+    """Pods that are replaced before the next look: a number, or a share of workload.replicas like 25%, rounded up. At most
+    32 batches are made. The last pods are replaced by the promotion."""
+    duration: Duration | None = None
+    """Least time after each batch; left out, and without minRequests: as long as the evidence needs."""
+    min_requests: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Least number of requests to the candidate after each batch."""
+    approval: Bool = False
+    """True: after each batch the annotation modelrollout.dev/approve is waited for."""
+
+
+class BlueGreen(Model):
+    """A candidate of full size gets no requests of users before it is proven; then it gets them all at once."""
+
+    mirror: Percent = 0
+    """Share of the requests, in percent, that is copied to the candidate meanwhile; nobody sees its answers to them. With it
+    the switch waits for the proof that the candidate is harmless. Needs a router that can copy requests."""
+    duration: Duration = 0.0
+    """Least time before the switch, counted while all pods of the candidate are ready."""
+    min_requests: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Least number of requests to the candidate before the switch."""
+    approval: Bool = False
+    """True: the switch waits for the annotation modelrollout.dev/approve."""
+    preview_header: HeaderMatch | None = None
+    """Requests with this header reach the candidate before the switch, through the gateway; only with
+    traffic.gatewayAPI. From inside of the cluster it is reached by the Service <name>-preview."""
+
+
+class Shadow(Model):
+    """A copy of the requests goes to the candidate, and its answers are dropped: users never see them."""
+
+    mirror: Annotated[int, Field(strict=True, ge=1, le=100)] = 20
+    """Share of the requests, in percent, that is copied to the candidate."""
+    duration: Duration = 0.0
+    """Least time of the comparison, counted while requests really are copied."""
+    min_requests: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Least number of copies that the candidate answers."""
+    approval: Bool = False
+    """True: after the verdict the annotation modelrollout.dev/approve is waited for."""
+    then: Literal["Stop", "Canary"] = "Stop"
+    """After the proof that the candidate is harmless. Stop: it is removed, and the verdict is kept in the history.
+    Canary: a growing share of the requests goes to it."""
+    canary: Canary | None = None
+    """The steps that follow with then: Canary; left out: planned from the evidence."""
+
+
 class Strategy(Model):
     """How a candidate takes over: one of its members; left out: canary with planned steps."""
 
-    canary: Canary = Field(default_factory=Canary)
+    canary: Canary | None = None
     """A growing share of the requests goes to the candidate."""
+    rolling: Rolling | None = None
+    """Pods of the baseline are replaced batch by batch, and what is there is compared between batches."""
+    blue_green: BlueGreen | None = None
+    """A candidate of full size gets no requests of users before it is proven; then it gets them all at once."""
+    shadow: Shadow | None = None
+    """A copy of the requests goes to the candidate, and its answers are dropped: users never see them."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that are written down; empty if they are planned."""
+        canary = self.shadow.canary if self.shadow else self.canary
+        return (canary.steps or ()) if canary else ()
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether requests are copied at some time."""
+        blue_green = self.blue_green is not None and self.blue_green.mirror > 0
+        return self.shadow is not None or blue_green or any(step.mirror for step in self.steps)
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether the candidate has more pods at some time than its share of the requests needs."""
+        return self.mirrors or self.blue_green is not None or any(step.size for step in self.steps)
 
 
 class Arms(Model):
@@ -671,7 +775,7 @@ UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {
     Workload: ("template", "deployment_ref", "services"),
     Traffic: ("gateway_api", "http_route", "grpc_route", "istio", "pod_ratio"),
     RouteFilter: ("request_header_modifier", "response_header_modifier", "url_rewrite", "extension_ref"),
-    Strategy: ("canary",),
+    Strategy: ("canary", "rolling", "blue_green", "shadow"),
     Metric: ("ratio", "score", "latency", "guardrail"),
 }
 """Attributes of which at most one may be set; neither they nor anything inside has a default in the CRD."""

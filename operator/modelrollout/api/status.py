@@ -36,6 +36,7 @@ class Outcome(StrEnum):
     ROLLED_BACK_AFTER_PROMOTION = "RolledBackAfterPromotion"
     REVERTED = "Reverted"
     SUPERSEDED = "Superseded"
+    JUDGED = "Judged"
 
 
 class RevisionStatus(Model):
@@ -66,6 +67,12 @@ class Rejected(Model):
     reason: str = Field(description="Why it was rolled back.")
 
 
+def compared_share(weight: int, mirror: int) -> int:
+    """Share of the candidate's requests among those that both sides answer, in percent; at least 1 where there are some."""
+    share = 100 * (weight + mirror) // (100 + mirror)
+    return max(share, min(1, weight + mirror))
+
+
 class Weights(Model):
     """What is to stand in the route, in percent, all safety rules applied."""
 
@@ -73,6 +80,11 @@ class Weights(Model):
     candidate: int = Field(0, description="Share of the candidate.")
     previous: int = Field(0, description="Share of the revision before the promotion, while Watching.")
     mirror: int = Field(0, description="Share of requests that is copied to the candidate.")
+
+    @property
+    def compared(self) -> int:
+        """Share of the candidate's requests among all that are compared, copies included, in percent; at least 1 of some."""
+        return compared_share(self.candidate, self.mirror)
 
 
 class PlanStep(Model):
@@ -89,6 +101,33 @@ class PlanStep(Model):
     planned: bool = Field(
         False, description="Whether the operator planned it (its end is decided by evidence)."
     )
+    mirror: int = Field(0, description="Share of requests in percent that is copied to the candidate.")
+    size: int = Field(
+        0, description="Least size of the candidate in percent of the capacity; 0: what its share needs."
+    )
+    proof: bool = Field(False, description="Whether it ends only once the candidate is proven harmless.")
+    stop: bool = Field(
+        False,
+        description="Whether the attempt ends after it, as the last one, with a verdict and no takeover.",
+    )
+    preview: bool = Field(False, description="Whether the candidate can be reached besides, for previews.")
+
+    @property
+    def load(self) -> int:
+        """Share of the requests that the candidate answers, copies included, in percent."""
+        return min(100, self.weight + self.mirror)
+
+    @property
+    def room(self) -> int:
+        """Size that the candidate needs for it, in percent of the capacity."""
+        return max(self.load, self.size)
+
+    @property
+    def aim(self) -> str:
+        """For people: what the candidate gets."""
+        copies = f"copies of {self.mirror} %" if self.mirror else ""
+        weight = f"{self.weight} %" if self.weight or not self.mirror else ""
+        return " and ".join(part for part in (weight, copies) if part) + " to the candidate"
 
 
 class StepStatus(Model):
@@ -248,10 +287,12 @@ class Status(Model):
     retiring: list[Retiring] = Field(
         default_factory=list, description="Revisions that lose their pods.", max_length=64
     )
-    rejected: Rejected | None = Field(None, description="The revision that was rolled back.")
     undo: UndoStatus | None = Field(None, description="A stored revision that is asked for by request.")
     restarted: list[RestartStatus] = Field(
         default_factory=list, description="Restarts by request of revisions that have pods.", max_length=8
+    )
+    rejected: Rejected | None = Field(
+        None, description="The revision that the spec names and that is not tried again by itself."
     )
     capacity_at_start: int | None = Field(
         None, description="Pods that carry all traffic, when the attempt started."
@@ -293,3 +334,11 @@ class Status(Model):
     conditions: list[Condition] = Field(
         default_factory=list, description="kstatus conditions.", max_length=16
     )
+
+    @property
+    def previewed(self) -> str | None:
+        """The revision that can be reached for previews now."""
+        trying = self.phase in (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING)
+        if not trying or self.candidate is None or self.step is None:
+            return None
+        return self.candidate.revision if self.plan[self.step.index].preview else None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from ..api.conditions import Reason
 from ..api.spec import Metric, Spec
-from ..api.status import Phase, RevisionStatus, Status
+from ..api.status import Phase, RevisionStatus, Status, compared_share
 from ..cluster.kinds import Object
 from ..cluster.store import Key
 from ..decision.types import Data, GuardrailReading, Judgement
@@ -65,10 +65,21 @@ class _Case:
     baseline: RevisionStatus
     candidate: RevisionStatus
     weight: int  # of the candidate, in percent
+    mirror: int  # share of the requests that is copied to it, in percent
     scope: Scope
     pace: Pace
     server: Server
     now: float
+
+    @property
+    def load(self) -> int:
+        """Share of the requests that the candidate answers, copies included, in percent."""
+        return min(100, self.weight + self.mirror)
+
+    @property
+    def compared(self) -> int:
+        """Share of the candidate's requests among all that are compared, in percent."""
+        return compared_share(self.weight, self.mirror)
 
     def queries(self, state: State) -> Queries:
         """What is asked, with the latency bounds chosen so far."""
@@ -112,10 +123,10 @@ class Judge:
             state = self._prepare(case, state, answer.found, answer.history, memory)
         elif answer is not None:
             state = self._learn(case, state, answer.found, memory)
-        if state.raised_at is None and case.weight > 0:
-            state = raise_weight(state, case.weight, now)
+        if state.raised_at is None and case.load > 0:
+            state = raise_weight(state, case.load, now)
         memory.state = state
-        assessment = assess(case.plan, state, weight=case.weight, rate=memory.judged.rate)
+        assessment = assess(case.plan, state, weight=case.compared, rate=memory.judged.rate)
         return replace(
             memory.judged,
             assessment=assessment,
@@ -153,7 +164,7 @@ class Judge:
             return state
         state = _with_cuts(case, state, first, memory.notes)
         queries = case.queries(state)
-        top = max((step.weight for step in case.status.plan), default=50)
+        top = max((compared_share(step.weight, step.mirror) for step in case.status.plan), default=50)
         split = {name: _as_rollout(past, top, _slo_at(state, name)) for name, past in history.metrics.items()}
         found = {name: estimate(halves) for name, halves in split.items()}
         phi = {name: one.phi for name, one in found.items()}
@@ -176,7 +187,7 @@ class Judge:
             self._note(case, found, memory)
             state = _with_cuts(case, state, found, memory.notes)
         polls = found.polls
-        if _emergency(case):
+        if _emergency(case) or _only_previewed(case):
             polls = tuple(Poll(poll.start, poll.end, {}) for poll in polls)
         if _unopposed(case.status):
             # However long the watch is held without being asked for, it lasts twice its duration at most.
@@ -216,9 +227,13 @@ class Judge:
     def _watch_split(
         self, case: _Case, queries: Queries, state: State, polls: tuple[Poll, ...], memory: Memory
     ) -> None:
-        """Whether requests follow the weight; only polls that lie wholly at one weight can tell."""
-        if memory.weight != case.weight:
-            memory.weight, memory.weight_since = case.weight, case.now
+        """Whether requests follow the weight; only polls that lie wholly at one weight, without copies, can tell."""
+        shown = -1 if case.mirror else case.weight
+        if memory.weight != shown:
+            memory.weight, memory.weight_since = shown, case.now
+        if case.mirror:
+            memory.judged = replace(memory.judged, split_off=None)
+            return
         name = queries.traffic
         metric = state.metrics.get(name or "")
         if case.spec.traffic.router == "podRatio" or metric is None:
@@ -276,6 +291,7 @@ def _case(
         baseline=baseline,
         candidate=candidate,
         weight=status.weights.stable if watching else status.weights.candidate,
+        mirror=status.weights.mirror,
         scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
         pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
         server=server,
@@ -406,6 +422,14 @@ def _emergency(case: _Case) -> bool:
     if case.status.phase == Phase.WATCHING:
         return weights.previous == 100
     return weights.stable == 0 and weights.candidate == 100
+
+
+def _only_previewed(case: _Case) -> bool:
+    """Whether the candidate answers only who looks at a preview: those requests are no sample of the users'."""
+    step = case.status.step
+    if step is None or case.status.phase == Phase.PROMOTING:
+        return False
+    return case.status.plan[step.index].load == 0
 
 
 def _readings(spec: Spec, found: Sample, counted: Mapping[str, int]) -> list[GuardrailReading]:

@@ -55,20 +55,45 @@ def goal(round: Round) -> int:
     return pods_at(round, weight).share if round.pod_ratio and weight else weight
 
 
+def mirror_goal(round: Round) -> int:
+    """The share of requests that is to be copied to the candidate, before the safety rules."""
+    if not round.comparing or round.status.step is None or round.status.parked:
+        return 0
+    return round.plan_step.mirror
+
+
+def at_goal(round: Round) -> bool:
+    """Whether the candidate gets what its step gives it."""
+    weights = round.status.weights
+    return weights.candidate == goal(round) and weights.mirror == mirror_goal(round)
+
+
 def needed(round: Round) -> int:
-    """Ready candidate pods that the goal needs (S2); 0 for a goal of 0."""
-    weight = goal(round)
-    if weight == 0:
+    """Ready candidate pods that the goal, copies of requests included, needs (S2), and that the step wants besides."""
+    return max(_answering(round), _standing_by(round))
+
+
+def _standing_by(round: Round) -> int:
+    """Pods that the step wants to be there, whatever the candidate gets."""
+    if not round.comparing or round.status.step is None or round.status.parked:
+        return 0
+    return _ceil(round.capacity * round.plan_step.size, 100)
+
+
+def _answering(round: Round) -> int:
+    """Ready candidate pods that answer what the candidate is to get; 0 where that is nothing."""
+    load = min(100, goal(round) + mirror_goal(round))
+    if load == 0:
         return 0
     if round.pod_ratio:
         return pods_at(round, _step_weight(round)).candidate
     at_raise = round.status.step.baseline_ready if round.status.step else 0
     serving = max(at_raise, round.view(round.status.stable).ready)
-    if round.lean:
+    if round.exchanging:
         # The baseline shrank for it, so both sides together say what the traffic needs.
         serving += round.view(round.status.candidate).ready
-    wanted = max(1, _ceil(min(round.capacity, serving) * weight, 100))
-    return min(wanted, pods_at(round, weight).candidate) if round.lean else wanted
+    wanted = max(1, _ceil(min(round.capacity, serving) * load, 100))
+    return min(wanted, pods_at(round, load).candidate) if round.exchanging else wanted
 
 
 def _step_weight(round: Round) -> int:
@@ -123,12 +148,14 @@ def _forward(round: Round) -> Round:
     baseline, candidate = round.view(round.status.stable), round.view(round.status.candidate)
     present = round.status.weights.candidate
     if candidate.ready == 0 and baseline.ready == 0:
-        return round
+        return round.put(weights=round.status.weights.model_copy(update={"mirror": 0}))
     if baseline.ready == 0:
         return _emergency(round.put(weights=Weights(candidate=100)), role="candidate")
-    wanted, weight = needed(round), goal(round)
+    wanted, weight, settled = _answering(round), goal(round), round.settled(round.status.candidate)
+    if settled < _standing_by(round):
+        round = replace(round, may_raise=False)
     low = _carried(weight, candidate.ready, wanted)
-    high = _carried(weight, round.settled(round.status.candidate), wanted)
+    high = _carried(weight, settled, wanted)
     if round.pod_ratio and candidate.ready and min(weight, present):
         low = max(1, low)  # the ratio of pods says how much; 0 would pin the Service and take all of it away
     if present > weight and candidate.ready > 0 and _after_emergency(round):
@@ -140,7 +167,17 @@ def _forward(round: Round) -> Round:
         chosen = high
     else:
         chosen = present
-    return _move(round, chosen)
+    return _move(round, chosen, _mirrored(round, wanted))
+
+
+def _mirrored(round: Round, wanted: int) -> int:
+    """S1 and S2 for copies of requests: gone at once with the pods that answer them, back once those are ready for long."""
+    share, present = mirror_goal(round), round.status.weights.mirror
+    low = _carried(share, round.view(round.status.candidate).ready, wanted)
+    high = _carried(share, round.settled(round.status.candidate), wanted)
+    if present > low:
+        return low
+    return high if round.may_raise and high > present else present
 
 
 def _after_emergency(round: Round) -> bool:
@@ -156,14 +193,15 @@ def _others_answer(round: Round) -> bool:
     return any(round.seen.of(gone.revision).pods for gone in round.status.retiring)
 
 
-def _move(round: Round, weight: int) -> Round:
-    present = round.status.weights.candidate
-    moved = round.put(weights=Weights(stable=100 - weight, candidate=weight))
-    if weight <= present:
+def _move(round: Round, weight: int, mirror: int) -> Round:
+    present = round.status.weights
+    moved = round.put(weights=Weights(stable=100 - weight, candidate=weight, mirror=mirror))
+    if weight <= present.candidate and mirror <= present.mirror:
         return moved
     moved = moved.put_step(baseline_ready=min(round.capacity, round.view(round.status.stable).ready))
     if moved.state is not None:
-        moved = replace(moved, state=raise_weight(moved.state, weight, round.now))
+        load = min(100, weight + mirror)
+        moved = replace(moved, state=raise_weight(moved.state, load, round.now))
     return moved
 
 
@@ -266,6 +304,8 @@ def _shrunk(round: Round, role: RevisionStatus, wanted: int, weight: int) -> int
         return wanted
     if round.pod_ratio and weight:
         return max(1, wanted)
+    if weight and not round.lean:
+        return role.desired
     since = round.seen.route.routed_since
     written = _by_revision(round.before) == _by_revision(round.status)
     if not written or since is None or round.now < since + round.spec.drain_delay:
@@ -292,10 +332,10 @@ def _comparing_sizes(round: Round) -> tuple[int, int, int]:
     ready = round.view(status.candidate).ready
     if round.view(status.stable).ready == 0 and ready > 0:
         return capacity, max(capacity, present), 0  # S1: it carries everything, so it gets the size for it
-    weight = round.plan_step.weight
-    if not round.lean:
-        return capacity, max(present, 1, _ceil(capacity * weight, 100)), 0
-    return _exchanged_sizes(round, pods_at(round, weight))
+    step = round.plan_step
+    if not round.exchanging:
+        return capacity, max(present, 1, _ceil(capacity * step.room, 100)), 0
+    return _exchanged_sizes(round, pods_at(round, step.weight))
 
 
 def _exchanged_sizes(round: Round, pods: Pods) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from ..api.requests import annotation_of, format_request
 from ..api.status import Outcome, Phase
 from ..evidence.assessment import may_advance
 from ..evidence.verdict import MetricAssessment
-from .capacity import full_size, full_weight, goal, needed
+from .capacity import at_goal, full_size, full_weight, needed
 from .explain import evidence_summary, harm_summary, pods_summary, span
 from .round import Round
 from .transitions import (
@@ -28,6 +28,7 @@ from .transitions import (
     promote,
     settle_rollback,
     settle_watch,
+    stop,
     take_over,
 )
 from .types import Data
@@ -46,8 +47,8 @@ C = (Phase.PROGRESSING, Phase.PAUSED)
 def reverted(round: Round) -> Round | None:
     """Back to the revision that served before, because the spec names it again."""
     status, named = round.status, round.wish.revision
-    if round.phase == R:
-        if status.stable is None or named != status.stable.revision:
+    if round.phase in (R, H):
+        if status.rejected is None or status.stable is None or named != status.stable.revision:
             return None
         done = round.put(phase=H, rejected=None)
         return done.say(EventReason.REVERTED, f"the spec names {named} again, which serves")
@@ -90,7 +91,7 @@ def superseded(round: Round) -> Round | None:
 
 
 def retried(round: Round) -> Round | None:
-    """Somebody asked for another attempt with a rejected revision."""
+    """Somebody asked for another attempt with a revision that was tried before."""
     return begin(round) if "retry" in round.asked else None
 
 
@@ -182,7 +183,7 @@ def promotion_requested(round: Round) -> Round | None:
     why = f"asked for by the annotation {annotation_of('promote')}"
     if round.phase == W:
         return end_watch(round, why)
-    return promote(round, unproven=not proven(round), why=why, reason=Reason.PROMOTE_REQUESTED)
+    return promote(round, unproven=not _all_proven(round), why=why, reason=Reason.PROMOTE_REQUESTED)
 
 
 def deadline_passed(round: Round) -> Round | None:
@@ -278,9 +279,9 @@ def not_carried(round: Round) -> Round | None:
     if round.view(status.stable).ready == 0 and status.weights.candidate == 100:
         why = f"no pod of the baseline is ready, so the candidate carries everything: {pods_summary(round, status.stable)}"
         return going.wait(Reason.STABLE_UNAVAILABLE, why, active_runs=True)
-    if status.weights.candidate != goal(round) or round.view(status.candidate).ready < needed(round):
+    if not at_goal(round) or round.view(status.candidate).ready < needed(round):
         ready = round.settled(status.candidate) >= needed(round)
-        what = "pods are ready, weight follows" if ready else pods_summary(round, status.candidate)
+        what = "pods are ready, traffic follows" if ready else pods_summary(round, status.candidate)
         return going.wait(Reason.AWAITING_PODS, what, active_runs=True)
     if not round.routed:
         detail = f": {route.problem}" if route.problem else ""
@@ -353,11 +354,13 @@ def further_step(round: Round) -> Round | None:
         return going.wait(Reason.PROGRESSING, "the next step waits for an acceptable spec", **running)
     if _unlooked(round):
         return going.wait(Reason.AWAITING_DATA, "nothing was polled yet", **running)
-    if round.spec.analysis.mode == "On" and not status.unproven:
-        blank = [m.name for m in _gating(round) if not m.has_data]
+    if round.spec.analysis.mode == "On" and not status.unproven and round.plan_step.load:
+        blank = [m.name for m in judging(round) if not m.has_data]
         if round.judged.assessment is None or blank:
             names = ", ".join(blank) or "any metric"
             return going.wait(Reason.AWAITING_DATA, f"the newest poll has no data for {names}", **running)
+        if round.plan_step.proof and not proven(round):
+            return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
         if round.plan_step.planned and not _evidence_allows(round, status.plan[step.index + 1].weight):
             return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
     return advance(going)
@@ -389,37 +392,50 @@ def _gating(round: Round) -> list[MetricAssessment]:
     return [metric for metric in metrics if metric.gating]
 
 
+def judging(round: Round) -> list[MetricAssessment]:
+    """The gating metrics that can say something in this step: no label ever arrives for a copy of a request, so scores
+    don't where there are only copies."""
+    only_copies = round.plan_step.weight == 0
+    return [metric for metric in _gating(round) if not (only_copies and metric.kind == "score")]
+
+
 def proven(round: Round) -> bool:
-    """Whether the candidate is proven harmless now, by enough settled polls of the last step."""
-    assessment = round.judged.assessment
-    if assessment is None or round.spec.analysis.mode == "Off" or not _gating(round):
+    """Whether the candidate is proven harmless now, by enough settled polls of the present step."""
+    found = judging(round)
+    if round.spec.analysis.mode == "Off" or not found:
         return False
-    last = round.step.index + 1 == len(round.status.plan)
-    fresh = all(metric.has_data for metric in _gating(round))
-    return last and fresh and assessment.harmless and assessment.settled_polls >= SETTLED_POLLS
+    fresh = all(metric.has_data for metric in found)
+    polls = min(metric.settled_polls for metric in found)
+    return fresh and all(metric.harmless for metric in found) and polls >= SETTLED_POLLS
+
+
+def _all_proven(round: Round) -> bool:
+    return round.step.index + 1 == len(round.status.plan) and proven(round)
 
 
 def finished(round: Round) -> Round | None:
-    """The last step: promote what is proven; wait for what is not."""
+    """The last step: promote what is proven, or end with the verdict if the plan says so; wait for what is not."""
     analysis, assessment = round.spec.analysis, round.judged.assessment
     going = replace(_going(round), may_raise=True)
+    end = stop if round.plan_step.stop else promote
     if round.frozen:
         return going.wait(
             Reason.PROGRESSING, "the promotion waits for an acceptable spec", step_runs=True, active_runs=True
         )
     if analysis.mode == "Off":
-        return promote(going, unproven=True, why="analysis.mode is Off", reason=Reason.NOT_PROVEN)
-    if proven(round):
-        return promote(going, unproven=False, why=evidence_summary(round))
+        return end(going, unproven=True, why="analysis.mode is Off", reason=Reason.NOT_PROVEN)
+    if _all_proven(round):
+        return end(going, unproven=False, why=evidence_summary(round))
+    if not round.plan_step.load and not _unlooked(round):
+        why = "the candidate got no requests that could be compared"
+        return end(going, unproven=True, why=why, reason=Reason.NOT_PROVEN)
     polls = assessment.settled_polls if assessment else 0
     nothing_to_prove = not any(metric.gating and metric.kind != "guardrail" for metric in analysis.metrics)
     if nothing_to_prove and polls >= SETTLED_POLLS:
         why = "no gating metric carries an error bound"
-        return promote(going, unproven=True, why=why, reason=Reason.NOT_PROVEN)
+        return end(going, unproven=True, why=why, reason=Reason.NOT_PROVEN)
     if round.status.unproven and not _unlooked(round):
-        return promote(
-            going, unproven=True, why="the deadline passed without proof", reason=Reason.INCONCLUSIVE
-        )
+        return end(going, unproven=True, why="the deadline passed without proof", reason=Reason.INCONCLUSIVE)
     return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), step_runs=True, active_runs=True)
 
 
@@ -512,10 +528,10 @@ class Link:
 
 
 CHAIN: tuple[Link, ...] = (
-    Link("3", (*C, P, W, R), reverted, forward=True),
+    Link("3", (*C, P, W, H, R), reverted, forward=True),
     Link("4", (*C, P, W), aborted),
     Link("5", (F, *C, W, H, R), superseded, forward=True),
-    Link("5a", (R,), retried, forward=True),
+    Link("5a", (H, R), retried, forward=True),
     Link("5b", C, baseline_never_worked, forward=True),
     # In F and B nothing is taken back: readiness heals it, and the conditions say Stalled meanwhile.
     Link("6", (*C, P), too_late),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..api.conditions import EventReason, Reason
 from ..api.spec import Spec
 from ..api.status import PauseStatus, Phase, RestartStatus, Status, UndoStatus
-from .capacity import goal, needed, set_sizes, set_weights
+from .capacity import at_goal, needed, set_sizes, set_weights
 from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
 from .clocks import set_clocks
 from .plans import follow_plan
@@ -260,8 +260,9 @@ def start_clock(round: Round) -> Round:
     status = round.status
     if not round.comparing or status.step is None or status.step.started_at is not None:
         return round
-    weight = goal(round)
-    if status.parked or weight == 0 or status.weights.candidate != weight or not round.routed:
+    if status.parked or not at_goal(round) or not round.routed:
+        return round
+    if round.view(status.candidate).ready < max(1, needed(round)):
         return round
     known, restarts = status.step.restarts_at_start, round.view(status.candidate).restarts
     return round.put_step(
@@ -312,7 +313,9 @@ def _weight_event(round: Round) -> Round:
     if not same_sides or old == new or not round.comparing:
         return round
     why = f": {round.waiting}" if round.waiting else ""
-    return round.say(EventReason.WEIGHT_CHANGED, f"candidate {old.candidate} % → {new.candidate} %{why}")
+    moved = [f"candidate {old.candidate} % → {new.candidate} %"] if old.candidate != new.candidate else []
+    moved += [f"copies {old.mirror} % → {new.mirror} %"] if old.mirror != new.mirror else []
+    return round.say(EventReason.WEIGHT_CHANGED, f"{', '.join(moved)}{why}")
 
 
 def next_time(round: Round) -> float | None:

@@ -49,7 +49,16 @@ def evidence_summary(round: Round) -> str:
     return " · ".join(_metric_text(round, metric) for metric in assessment.metrics if metric.gating)
 
 
+def traffic_summary(round: Round) -> str:
+    """What the candidate gets now: 10 %, or 0 % and copies of 20 %."""
+    weights = round.status.weights
+    copies = f" and copies of {weights.mirror} %" if weights.mirror else ""
+    return f"{weights.candidate} %{copies}"
+
+
 def _metric_text(round: Round, metric: MetricAssessment) -> str:
+    if metric.kind == "score" and round.status.weights.mirror and not round.status.weights.candidate:
+        return f"{metric.name}: not judged on copies, no labels arrive for them"
     if not metric.has_data and metric.candidate_requests == 0:
         return f"{metric.name}: no data yet"
     text = ratio_text(metric)
@@ -60,9 +69,9 @@ def _metric_text(round: Round, metric: MetricAssessment) -> str:
     if metric.low is not None and metric.low > 1:
         return f"{text}, worse so far"  # what an equal model would need is no news then
     more = f"{count(metric.remaining)} more requests"
-    weight = round.status.weights.candidate
-    if round.judged.rate and weight:
-        more += f" (~{span(metric.remaining / (round.judged.rate * weight / 100))})"
+    share = round.status.weights.compared
+    if round.judged.rate and share:
+        more += f" (~{span(metric.remaining / (round.judged.rate * share / 100))})"
     return f"{text}, {more} to prove harmless"
 
 

@@ -29,7 +29,7 @@ def follow_plan(round: Round) -> Round:
         return _stay(round, [present, *new], 0)
     chosen = max(below, key=lambda step: step.weight)
     index = new.index(chosen)
-    if chosen.weight == present.weight:
+    if (chosen.weight, chosen.mirror) == (present.weight, present.mirror):
         return _same_weight(round, new, index, present)
     if round.state is not None:
         round = replace(round, state=new_step(round.state))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..api.conditions import ConditionType, Reason, Wanted, merge_conditions
-from ..api.status import MetricStatus, Phase
+from ..api.status import MetricStatus, Outcome, Phase
 from ..evidence.verdict import MetricAssessment
 from .chain import blind
-from .explain import evidence_summary, pods_summary
+from .explain import evidence_summary, pods_summary, traffic_summary
 from .round import Round
 
 FAILED_POLLS = 3  # in a row, before the condition MetricsAvailable falls
@@ -92,12 +92,8 @@ def _phase_message(round: Round) -> str:
         case Phase.PENDING:
             return f"first deployment: {waiting or 'creating pods'}"
         case Phase.PROGRESSING | Phase.PAUSED:
-            weight = status.weights.candidate
-            return (
-                f"step {round.step.display}: {weight} % · {waiting}"
-                if waiting
-                else f"step {round.step.display}: {weight} %"
-            )
+            gets = traffic_summary(round)
+            return f"step {round.step.display}: {gets}" + (f" · {waiting}" if waiting else "")
         case Phase.PROMOTING:
             return f"promoting: {waiting}" if waiting else "promoting: the candidate takes over"
         case Phase.WATCHING:
@@ -105,6 +101,8 @@ def _phase_message(round: Round) -> str:
             # A before-and-after comparison can't tell a bad model from a bad day; whoever reads this can.
             alarm = f"alarm: {round.judged.alarm} · " if round.judged.alarm else ""
             return f"promoted, watching {share} · {alarm}{waiting or evidence_summary(round)}"
+        case Phase.ROLLING_BACK if last and last.outcome is Outcome.JUDGED:
+            return f"judged, and nothing is taken over: {waiting or last.message or ''}"
         case Phase.ROLLING_BACK:
             return f"rolling back: {waiting or (last.message if last else '') or ''}"
         case Phase.ROLLED_BACK:
@@ -121,7 +119,19 @@ def _healthy_message(round: Round) -> str:
     ready, wanted = (stable.ready, stable.desired) if stable else (0, 0)
     if ready < wanted:
         return f"serving; {pods_summary(round, stable)}"
-    return f"{stable.model or stable.revision if stable else ''} serves with {ready} pods"
+    serves = f"{stable.model or stable.revision if stable else ''} serves with {ready} pods"
+    return f"{serves}; {_judged(round)}" if round.status.rejected else serves
+
+
+def _judged(round: Round) -> str:
+    """What came out of a comparison without a takeover, and how to go on."""
+    status = round.status
+    last, revision = status.history[0], status.rejected.revision if status.rejected else ""
+    proof = "not proven" if last.unproven else "proven harmless"
+    return (
+        f"{last.model or revision} was judged and not taken over ({proof}: {last.message}); to release it write another "
+        f"strategy and ask for modelrollout.dev/retry={revision}"
+    )
 
 
 def _conditions(round: Round) -> Iterator[Wanted]:
@@ -168,6 +178,11 @@ def _progress(round: Round) -> Iterator[Wanted]:
     if _names_another(round):
         # Whoever waits for the spec that was just written must not take the watch of the last one for its end.
         ready, reason, why = "Unknown", Reason.SUPERSEDED, Reason.SUPERSEDED
+    elif (
+        status.phase == Phase.ROLLING_BACK and status.history and status.history[0].outcome is Outcome.JUDGED
+    ):
+        ready, reason = "Unknown", Reason.PROGRESSING
+        why = reason
     elif status.phase == Phase.HEALTHY and status.stable is not None and status.stable.ready == 0:
         ready, reason = "False", Reason.STABLE_UNAVAILABLE
     yield Wanted(ConditionType.READY, ready, reason, message)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ _PHASES = {
     "approve": _COMPARING,
     "promote": (*_COMPARING, Phase.WATCHING),
     "abort": (*_COMPARING, Phase.PROMOTING, Phase.WATCHING),
-    "retry": (Phase.ROLLED_BACK,),
+    "retry": (Phase.ROLLED_BACK, Phase.HEALTHY),
     "pause": (*_COMPARING, Phase.WATCHING),
     "resume": (*_COMPARING, Phase.WATCHING),
     "undo": tuple(phase for phase in Phase if phase not in (Phase.PENDING, Phase.INVALID)),
@@ -46,13 +46,14 @@ def _mismatch(round: Round, request: Request) -> str:
     key, phase, status = annotation_of(request.verb), round.phase, round.status
     if round.frozen and request.verb in ("promote", "retry", "undo"):
         return f"{key}: nothing moves forward until the spec is accepted; put it right, then ask again"
-    if phase not in _PHASES[request.verb]:
+    nothing = request.verb == "retry" and phase == Phase.HEALTHY and status.rejected is None
+    if phase not in _PHASES[request.verb] or nothing:
         return f"{key}: there is nothing to {request.verb} in phase {phase}"
     if request.verb == "undo":
         return _can_not_undo(round, key, request.revision)
     if request.verb == "restart":
         return _can_not_restart(round, key, request.revision)
-    if phase == Phase.ROLLED_BACK:
+    if phase in (Phase.ROLLED_BACK, Phase.HEALTHY):
         target = status.rejected.revision if status.rejected else None
     else:
         role = status.stable if phase == Phase.WATCHING else status.candidate

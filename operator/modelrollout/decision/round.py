@@ -93,6 +93,12 @@ class Round:
         return self.spec.workload.elastic or self.pod_ratio
 
     @property
+    def exchanging(self) -> bool:
+        """Whether pods are exchanged one for one now: not for a candidate that needs room beside the whole baseline."""
+        step = self.plan_step if self.status.step is not None else None
+        return self.lean and (step is None or not (step.mirror or step.size))
+
+    @property
     def pod_ratio(self) -> bool:
         """Whether the ratio of pods makes the split."""
         return self.spec.traffic.router == "podRatio"

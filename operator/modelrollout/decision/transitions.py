@@ -136,8 +136,7 @@ def advance(round: Round) -> Round:
     if round.state is not None:
         round = replace(round, state=new_step(round.state))
     round = round.say(EventReason.STEP_COMPLETED, f"step {done.display} completed")
-    weight = plan[index].weight
-    return round.say(EventReason.STEP_STARTED, f"step {step.display}: {weight} % to the candidate")
+    return round.say(EventReason.STEP_STARTED, f"step {step.display}: {plan[index].aim}")
 
 
 def promote(round: Round, *, unproven: bool, why: str, reason: Reason = Reason.PROVEN_HARMLESS) -> Round:
@@ -154,6 +153,12 @@ def promote(round: Round, *, unproven: bool, why: str, reason: Reason = Reason.P
         split_off_since=None,
         history=history,
     ).say(EventReason.STEP_COMPLETED, f"all steps done, the candidate takes over: {why}")
+
+
+def stop(round: Round, *, unproven: bool, why: str, reason: Reason = Reason.PROVEN_HARMLESS) -> Round:
+    """End an attempt with its verdict; nothing is taken over, and what ran for it goes the way back."""
+    round = round.say(EventReason.STEP_COMPLETED, f"all steps done: {why}")
+    return go_back(round, reason, why, outcome=Outcome.JUDGED, unproven=unproven)
 
 
 def take_over(round: Round) -> Round:
@@ -220,7 +225,14 @@ def settle_watch(round: Round) -> Round:
     )
 
 
-def go_back(round: Round, reason: Reason, why: str, *, outcome: Outcome = Outcome.ROLLED_BACK) -> Round:
+def go_back(
+    round: Round,
+    reason: Reason,
+    why: str,
+    *,
+    outcome: Outcome = Outcome.ROLLED_BACK,
+    unproven: bool = False,
+) -> Round:
     """Take all traffic back to the baseline; from every phase this is one path."""
     status = round.status
     if round.phase == Phase.WATCHING:
@@ -246,7 +258,7 @@ def go_back(round: Round, reason: Reason, why: str, *, outcome: Outcome = Outcom
     )
     history = list(round.status.history)
     if history:
-        update = {"outcome": outcome, "reason": reason, "message": why, "unproven": False}
+        update = {"outcome": outcome, "reason": reason, "message": why, "unproven": unproven}
         history[0] = history[0].model_copy(update=update)
     return replace(round.put(history=history), reason=reason)
 
@@ -260,19 +272,27 @@ def settle_rollback(round: Round) -> Round:
     reason, why = (entry.reason or "", entry.message or "") if entry else ("", "")
     gone, named = status.candidate, "" if round.frozen else round.wish.revision
     stable = status.stable.revision if status.stable else None
-    rolled_back = outcome in (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK_AFTER_PROMOTION) and named != stable
+    tried = named != stable
+    rolled_back = outcome in (Outcome.ROLLED_BACK, Outcome.ROLLED_BACK_AFTER_PROMOTION) and tried
+    # What was judged and not taken over is not judged again by itself.
+    kept = rolled_back or (outcome is Outcome.JUDGED and tried)
     round = round.put(
         phase=Phase.ROLLED_BACK if rolled_back else Phase.HEALTHY,
         candidate=None,
         retiring=[*status.retiring, _retire(round, gone)],
-        rejected=Rejected(revision=gone.revision, reason=reason) if rolled_back else None,
+        rejected=Rejected(revision=gone.revision, reason=reason) if kept else None,
         weights=Weights(stable=100),
         capacity_at_start=None,
         progress_deadline_at=None,
         rolling_back_since=None,
     )
-    round = _close(round, outcome, reason, why)
-    happened = {Outcome.SUPERSEDED: EventReason.SUPERSEDED, Outcome.REVERTED: EventReason.REVERTED}
+    unproven = bool(entry and entry.unproven)
+    round = _close(round, outcome, reason, why, unproven=unproven)
+    happened = {
+        Outcome.SUPERSEDED: EventReason.SUPERSEDED,
+        Outcome.REVERTED: EventReason.REVERTED,
+        Outcome.JUDGED: EventReason.JUDGED,
+    }
     event = happened.get(outcome, EventReason.ROLLED_BACK)
     return replace(round.say(event, f"{gone.revision}: {reason}: {why}"), state=None)
 

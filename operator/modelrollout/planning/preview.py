@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..api.spec import Spec
-from ..api.status import Forecast, PlanStep, StepForecast
+from ..api.status import Forecast, PlanStep, StepForecast, compared_share
 from ..evidence.plan import MetricTest, Plan
 from .forecast import forecast_harmless, smallest_detectable
 
@@ -36,12 +36,12 @@ def preview(spec: Spec, steps: Sequence[PlanStep], test: Plan, past: Past) -> Fo
 
 
 def _step(step: PlanStep, test: Plan, past: Past, *, last: bool) -> StepForecast:
-    speed = past.rate * step.weight / 100
+    speed = past.rate * step.load / 100
     length = step.duration
     if step.min_requests:
         length = max(length, step.min_requests / speed) if speed else float("inf")
-    if last:
-        length = max(length, _proof(step.weight, test, past, speed))
+    if (last or step.proof) and step.load:
+        length = max(length, _proof(step, test, past, speed))
     if length == float("inf"):
         return StepForecast(weight=step.weight)
     found = [text for metric in test.metrics if (text := _detects(metric, step, test, past, speed * length))]
@@ -49,17 +49,17 @@ def _step(step: PlanStep, test: Plan, past: Past, *, last: bool) -> StepForecast
     return StepForecast(weight=step.weight, duration=whole, detects=", ".join(found) or None)
 
 
-def _proof(weight: int, test: Plan, past: Past, speed: float) -> float:
-    """Seconds until every gating metric of an equal candidate is proven harmless at this weight."""
+def _proof(step: PlanStep, test: Plan, past: Past, speed: float) -> float:
+    """Seconds until every gating metric of an equal candidate is proven harmless in this step."""
     longest = 0.0
     for metric in test.metrics:
         share = past.bad_share.get(metric.name)
-        if not metric.gating or share is None:
+        if not metric.gating or share is None or _unlabelled(step, metric):
             continue
         needed = forecast_harmless(
             metric,
             baseline_rate=share,
-            weight=weight,
+            weight=compared_share(step.weight, step.mirror),
             false_promotion=test.false_promotion,
             phi=past.phi.get(metric.name, 1.0),
         )
@@ -69,19 +69,24 @@ def _proof(weight: int, test: Plan, past: Past, speed: float) -> float:
 
 def _detects(metric: MetricTest, step: PlanStep, test: Plan, past: Past, requests: float) -> str:
     share = past.bad_share.get(metric.name)
-    if share is None or not requests:
+    if share is None or not requests or _unlabelled(step, metric):
         return ""
     total = sum(one.weight for one in test.metrics if one.gating)
     ratio = smallest_detectable(
         metric,
         requests=requests,
         baseline_rate=max(share, 1e-6),
-        weight=step.weight,
+        weight=compared_share(step.weight, step.mirror),
         false_rollback=test.false_rollback,
         share=metric.weight / total if metric.gating and total else 1.0,
         phi=past.phi.get(metric.name, 1.0),
     )
     return f"{metric.name} {ratio:.1f}x" if ratio is not None and ratio <= MOST_DETECTED else ""
+
+
+def _unlabelled(step: PlanStep, metric: MetricTest) -> bool:
+    """Whether a score would have to be judged on copies of requests, for which labels never arrive."""
+    return step.weight == 0 and metric.kind == "score"
 
 
 def _limits(spec: Spec, test: Plan, past: Past, steps: Sequence[StepForecast]) -> str | None:

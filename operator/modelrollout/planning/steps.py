@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
+from math import ceil
 
-from ..api.spec import Canary, Spec
+from ..api.spec import BlueGreen, Canary, Rolling, Shadow, Spec
 from ..api.status import PlanStep
 
 # Weights of planned steps. Roughly doubling keeps the bound on the candidate's harm ahead of what a step can expose.
 LADDER = (1, 2, 5, 10, 20, 35, 50, 65, 80, 95)
+
+MOST_BATCHES = 32
 
 
 def compile_steps(spec: Spec, *, attempt: int, capacity: int) -> tuple[PlanStep, ...]:
@@ -19,22 +22,88 @@ def compile_steps(spec: Spec, *, attempt: int, capacity: int) -> tuple[PlanStep,
 
     `capacity` is the number of pods that carry all traffic; it limits the shares that a pod ratio can make.
     """
-    canary = spec.strategy.canary
-    if canary.steps is not None:
-        bare = [
-            PlanStep(
-                id="",
-                name=step.name,
-                weight=step.weight,
-                duration=step.duration,
-                min_requests=step.min_requests,
-                approval=step.approval,
-            )
-            for step in canary.steps
-        ]
+    strategy = spec.strategy
+    if strategy.rolling is not None:
+        bare = _batches(spec, strategy.rolling, capacity)
+    elif strategy.blue_green is not None:
+        bare = [_standing_by(strategy.blue_green)]
+    elif strategy.shadow is not None:
+        bare = _shadow(spec, strategy.shadow, capacity)
     else:
-        bare = [PlanStep(id="", weight=weight, planned=True) for weight in _planned(spec, canary, capacity)]
+        bare = _canary(spec, strategy.canary or Canary(), capacity)
     return _with_ids(bare, attempt)
+
+
+def _canary(spec: Spec, canary: Canary, capacity: int) -> list[PlanStep]:
+    if canary.steps is None:
+        return [PlanStep(id="", weight=weight, planned=True) for weight in _planned(spec, canary, capacity)]
+    return [
+        PlanStep(
+            id="",
+            name=step.name,
+            weight=step.weight,
+            mirror=step.mirror,
+            size=step.size,
+            duration=step.duration,
+            min_requests=step.min_requests,
+            approval=step.approval,
+        )
+        for step in canary.steps
+    ]
+
+
+def _batches(spec: Spec, rolling: Rolling, capacity: int) -> list[PlanStep]:
+    """One step after each batch but the last, which is the promotion: until then there is a baseline to compare with."""
+    if isinstance(rolling.batch, int):
+        size = rolling.batch
+    else:
+        size = -(-capacity * int(rolling.batch.removesuffix("%")) // 100)
+    size = max(size, -(-capacity // MOST_BATCHES))
+    counts = range(size, capacity, size) or (capacity - 1 or 1,)
+    # The percent that comes to as many pods: a pod ratio rounds them down, a router's share is rounded up.
+    up = spec.traffic.router == "podRatio"
+    shares = [100 * count / max(2, capacity) for count in counts]
+    weights = dict.fromkeys(max(1, min(99, ceil(share) if up else int(share))) for share in shares)
+    return [
+        PlanStep(
+            id="",
+            weight=weight,
+            duration=rolling.duration or 0.0,
+            min_requests=rolling.min_requests,
+            approval=rolling.approval,
+            planned=rolling.duration is None and not rolling.min_requests,
+        )
+        for weight in weights
+    ]
+
+
+def _standing_by(blue_green: BlueGreen) -> PlanStep:
+    """The one step before the switch, which is the promotion."""
+    return PlanStep(
+        id="",
+        weight=0,
+        size=100,
+        mirror=blue_green.mirror,
+        duration=blue_green.duration,
+        min_requests=blue_green.min_requests,
+        approval=blue_green.approval,
+        preview=True,
+    )
+
+
+def _shadow(spec: Spec, shadow: Shadow, capacity: int) -> list[PlanStep]:
+    stop = shadow.then == "Stop"
+    first = PlanStep(
+        id="",
+        weight=0,
+        mirror=shadow.mirror,
+        duration=shadow.duration,
+        min_requests=shadow.min_requests,
+        approval=shadow.approval,
+        proof=not stop,
+        stop=stop,
+    )
+    return [first] if stop else [first, *_canary(spec, shadow.canary or Canary(), capacity)]
 
 
 def _planned(spec: Spec, canary: Canary, capacity: int) -> list[int]:
@@ -59,7 +128,7 @@ def _with_ids(steps: Iterable[PlanStep], attempt: int) -> tuple[PlanStep, ...]:
     seen: Counter[str] = Counter()
     named = []
     for step in steps:
-        content = json.dumps(step.model_dump(exclude={"id"}), sort_keys=True)
+        content = json.dumps(step.model_dump(exclude={"id"}, exclude_defaults=True), sort_keys=True)
         ordinal = seen[content]
         seen[content] += 1
         digest = hashlib.sha256(f"{attempt}/{ordinal}/{content}".encode()).hexdigest()

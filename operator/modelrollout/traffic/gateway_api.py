@@ -124,7 +124,10 @@ class GatewayApiRouter:
         gateway = _gateway(spec)
         route: Object = {
             "parentRefs": [_parent(parent) for parent in gateway.parent_refs],
-            "rules": [_rule(gateway, refs, _mirror(rollout, spec, status, children))],
+            "rules": [
+                _rule(gateway, refs, _mirror(rollout, spec, status, children)),
+                *_preview(rollout, spec, status, children),
+            ],
         }
         if gateway.hostnames:
             route["hostnames"] = list(gateway.hostnames)
@@ -165,6 +168,23 @@ def _rule(gateway: GatewayAPI, refs: list[Object], mirror: Object | None) -> Obj
     return rule
 
 
+def _preview(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children) -> list[Object]:
+    """The rule for those who look at the candidate before the switch: one header more than the others, so it comes first."""
+    blue_green, revision = spec.strategy.blue_green, status.previewed
+    if blue_green is None or blue_green.preview_header is None or revision is None:
+        return []
+    service = children.service_of(rollout, revision)
+    record = record_of(rollout, spec, children, revision)
+    if record is None or not ready_pods(children.slices_of(service)):
+        return []
+    gateway, header = _gateway(spec), blue_green.preview_header.to_wire()
+    rule = _rule(gateway, [_ref(service, record.port(gateway.port), 1)], None)
+    for match in rule["matches"]:
+        others = [one for one in match.get("headers") or () if one["name"].lower() != header["name"].lower()]
+        match["headers"] = [*others, header]
+    return [rule]
+
+
 def _filter(one: RouteFilter) -> Object:
     """As the Gateway API has it: with a type beside the member, which is a tautology there; empty lists left out."""
     ((member, content),) = ((name, value) for name, value in one.to_wire().items())
@@ -189,8 +209,12 @@ def _mirror(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Ch
 
 
 def _filters(route: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    rules = (route.get("spec") or {}).get("rules") or ()
-    return [one for rule in rules for one in rule.get("filters") or ()]
+    return [one for rule in _main(route) for one in rule.get("filters") or ()]
+
+
+def _main(route: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rule that carries the split; behind it may stand the one for previews."""
+    return list((route.get("spec") or {}).get("rules") or ())[:1]
 
 
 def _mirrored(route: Mapping[str, Any]) -> int:
@@ -223,9 +247,7 @@ def _ref(service: str, port: int, weight: int) -> Object:
 
 
 def _refs(route: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [
-        ref for rule in (route.get("spec") or {}).get("rules") or () for ref in rule.get("backendRefs") or ()
-    ]
+    return [ref for rule in _main(route) for ref in rule.get("backendRefs") or ()]
 
 
 def _weight(ref: Mapping[str, Any]) -> int:

@@ -34,6 +34,7 @@ from .revisions import (
     controller_revision,
     deployment,
     pin_of,
+    preview_name,
     restarted_at,
     root_service,
     service,
@@ -61,8 +62,9 @@ def workload_actions(
         *_services(rollout, children, sizes, records),
         *grow,
         *_root(rollout, spec, status, children, records),
+        *_preview(rollout, status, children, records),
         *shrink,
-        *_retired(rollout, spec, children, sizes),
+        *_retired(rollout, spec, status, children, sizes),
         *_pruned(rollout, spec, children, sizes),
     ]
 
@@ -99,6 +101,7 @@ def name_problems(
         *records,
         *(children.deployments.get(name) for name in sorted(wanted)),
         *(children.services.get(name) for name in sorted(wanted | {spec.service_name(name_in(rollout))})),
+        children.services.get(preview_name(rollout)) if spec.strategy.blue_green is not None else None,
         children.routes.get(name_in(rollout)) if spec.traffic.router == "gatewayAPI" else None,
     ]
     return [problem for obj in found if (problem := name_taken(rollout, obj)) is not None]
@@ -221,8 +224,22 @@ def _root(
         yield from ensure(rollout, wanted, children.services.get(name), why)
 
 
+def _preview(
+    rollout: Mapping[str, Any], status: Status, children: Children, records: Mapping[str, Record]
+) -> Iterator[Action]:
+    """The Service that reaches the candidate before the switch; `_retired` deletes it afterwards."""
+    name, revision = preview_name(rollout), status.previewed
+    if revision is not None and (record := records.get(revision)) is not None:
+        wanted = root_service(rollout, name, revision, record=record)
+        yield from ensure(rollout, wanted, children.services.get(name), f"{revision} can be previewed")
+
+
 def _retired(
-    rollout: Mapping[str, Any], spec: Spec, children: Children, sizes: Mapping[str, int]
+    rollout: Mapping[str, Any],
+    spec: Spec,
+    status: Status,
+    children: Children,
+    sizes: Mapping[str, int],
 ) -> Iterator[Action]:
     """Deployments and Services of revisions that have no role any more, and a Service for callers whose name changed."""
     root = spec.service_name(name_in(rollout))
@@ -237,7 +254,8 @@ def _retired(
             continue
         revision = revision_of(obj)
         if revision is None:
-            renamed = kind_of(obj) == SERVICE and name_in(obj) not in {root, *routed}
+            kept = {root, *routed} | ({preview_name(rollout)} if status.previewed else set())
+            renamed = kind_of(obj) == SERVICE and name_in(obj) not in kept
             if renamed and root in children.services:
                 yield delete(obj, f"callers use Service {root}")
         elif (

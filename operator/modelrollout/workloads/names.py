@@ -14,6 +14,7 @@ from ..api.conditions import Reason
 from ..api.spec import Spec
 from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, ROUTES, SERVICE, Kind, Object
 from .children import Ownership, Problem, child_name, labels_of, name_in, ownership
+from .revisions import preview_name
 
 _REVISION_NAME = re.compile(r"-[a-z2-7]{10}")
 
@@ -32,6 +33,8 @@ def needed_names(rollout: Mapping[str, Any], spec: Spec, revision: str) -> list[
         ]
     if spec.traffic.router == "gatewayAPI":
         names.append((HTTP_ROUTE, name_in(rollout)))
+    if spec.strategy.blue_green is not None and spec.workload.services is None:
+        names.append((SERVICE, preview_name(rollout)))
     return names
 
 

@@ -16,7 +16,7 @@ from ..api.revision import hash_revision
 from ..api.spec import GROUP, ModelSource, Spec
 from ..api.status import Status
 from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
-from .children import child_name, labels_for, owned
+from .children import child_name, labels_for, name_in, owned
 
 DATA_VERSION = 1
 RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
@@ -181,6 +181,11 @@ def service(rollout: Mapping[str, Any], revision: str, *, record: Record) -> Obj
 def root_service(rollout: Mapping[str, Any], name: str, pin: str | None, *, record: Record) -> Object:
     """The Service that callers use: pinned to one revision, or selecting the pods of all (`pin` None)."""
     return _service(owned(rollout, name), labels_for(rollout, pin), record)
+
+
+def preview_name(rollout: Mapping[str, Any]) -> str:
+    """Name of the Service that reaches the candidate before the switch."""
+    return f"{name_in(rollout)}-preview"
 
 
 def _service(metadata: Object, selector: Mapping[str, str], record: Record) -> Object:

@@ -100,6 +100,8 @@ def bad(
 
 METRICS = "spec.analysis.metrics"
 STEPS = "spec.strategy.canary.steps"
+ROUTED = {"spec.traffic": gateway()}
+WITH_MIRROR = {"canary": {"steps": [{"weight": 0, "mirror": 10}, {"weight": 5}]}}
 
 BAD: tuple[Bad, ...] = (
     # the name
@@ -486,7 +488,70 @@ BAD: tuple[Bad, ...] = (
     bad("fewer than no revisions are kept", "spec.revisionHistoryLimit", -1),
     bad("a boolean is in quotes", "spec.paused", "true"),
     bad("a field of another API is written", "spec.replicas", 3),
-    bad("a member that is not served is written", "spec.strategy.blueGreen", {}),
+    bad("a member that is not served is written", "spec.strategy.abTest", {}),
+    # strategies
+    bad("a weight of 0 shows nothing", STEPS, [{"weight": 0}, {"weight": 5}], at=f"{STEPS}[0].weight"),
+    bad("a batch is no share", "spec.strategy.rolling", {"batch": "25"}, at="spec.strategy.rolling.batch"),
+    bad(
+        "a batch is everything", "spec.strategy.rolling", {"batch": "100%"}, at="spec.strategy.rolling.batch"
+    ),
+    bad("a batch is empty", "spec.strategy.rolling", {"batch": 0}, at="spec.strategy.rolling.batch"),
+    bad(
+        "a router's share and all of the baseline's pods are no batches",
+        "spec.strategy.rolling",
+        {"batch": 1},
+        at="spec.workload.elastic",
+        also=ROUTED,
+    ),
+    bad("two strategies are written", "spec.strategy", {"rolling": {}, "canary": {}}),
+    bad(
+        "steps follow a shadow that stops",
+        "spec.strategy.shadow",
+        {"canary": {"maxWeight": 20}},
+        at="spec.strategy.shadow.canary",
+        also=ROUTED,
+    ),
+    bad("pods can't copy requests", "spec.strategy", {"shadow": {}}, names="podRatio"),
+    bad("pods can't copy the requests of a step", "spec.strategy", WITH_MIRROR, names="podRatio"),
+    bad("nobody can shadow nothing", "spec.strategy.shadow", {"mirror": 0}, at="spec.strategy.shadow.mirror"),
+    bad("pods can't switch at once", "spec.strategy.blueGreen", {"approval": True}, names="podRatio"),
+    bad("nothing decides on the switch", "spec.strategy.blueGreen", {}, also=ROUTED),
+    bad(
+        "nothing can be counted before the switch",
+        "spec.strategy.blueGreen",
+        {"approval": True, "minRequests": 5},
+        at="spec.strategy.blueGreen.minRequests",
+        also=ROUTED,
+    ),
+    bad(
+        "a header needs a route of ours",
+        "spec.strategy.blueGreen",
+        {"approval": True, "previewHeader": {"name": "x-preview", "value": "1"}},
+        at="spec.strategy.blueGreen.previewHeader",
+        also={"spec.traffic": {"httpRoute": {"name": "fraud"}}},
+    ),
+    bad(
+        "two full sides are not elastic",
+        "spec.strategy.blueGreen",
+        {"approval": True},
+        at="spec.workload.elastic",
+        also=ROUTED | {"spec.workload.elastic": True},
+    ),
+    bad(
+        "labels never arrive for copies",
+        METRICS,
+        [score(), errors(dryRun=True)],
+        at="spec.strategy",
+        names="analysis.metrics",
+        also=ROUTED | {"spec.strategy": {"shadow": {}}},
+    ),
+    bad(
+        "a size is no weight where pods are the weight",
+        STEPS,
+        [{"weight": 5, "size": 100}],
+        at="spec.strategy",
+        names="size",
+    ),
 )
 
 _TOLERANT = {"harm": {"ratio": "1", "absolute": "0"}, "accept": {"ratio": "1", "absolute": "0.001"}}
@@ -532,6 +597,31 @@ GOOD: dict[str, Mapping[str, Any]] = {
     },
     "planned steps": {"spec.strategy": {"canary": {"maxWeight": 20}}},
     "equal weights": {STEPS: [{"weight": 5}, {"weight": 5, "approval": True}]},
+    "batches of two pods": {"spec.strategy": {"rolling": {"batch": 2, "duration": "1m"}}},
+    "batches with a router": {
+        **ROUTED,
+        "spec.strategy": {"rolling": {"batch": "10%", "approval": True}},
+        "spec.workload.elastic": True,
+    },
+    "a shadow": {**ROUTED, "spec.strategy": {"shadow": {}}},
+    "a shadow and then steps": {
+        "spec.traffic": {"httpRoute": {"name": "fraud"}},
+        "spec.strategy": {"shadow": {"mirror": 5, "then": "Canary", "canary": {"steps": [{"weight": 5}]}}},
+    },
+    "a blue-green switch on mirrored requests": {**ROUTED, "spec.strategy": {"blueGreen": {"mirror": 20}}},
+    "a blue-green switch by approval, with a header": {
+        **ROUTED,
+        "spec.strategy": {
+            "blueGreen": {"approval": True, "previewHeader": {"name": "x-preview", "value": "1"}}
+        },
+    },
+    "a blue-green switch without analysis": {
+        **ROUTED,
+        "spec.strategy": {"blueGreen": {}},
+        "spec.analysis": {"mode": "Off"},
+    },
+    "a canary that begins with copies": {**ROUTED, "spec.strategy": WITH_MIRROR},
+    "a canary of full size": {**ROUTED, STEPS: [{"weight": 5, "size": 100, "mirror": 10}]},
     "an analysis that is off": {"spec.analysis": {"mode": "Off"}},
     "only a guardrail": {METRICS: [guardrail(max="70000")]},
     "all kinds of metrics": {METRICS: [errors(), latency(), score(), guardrail(min="-1.5")]},

@@ -22,7 +22,7 @@ def test_what_is_left_out_has_the_defaults_of_the_design() -> None:
         "workload": {"replicas": 1, "minReadySeconds": 0, "elastic": False, "trackConfig": False},
         "service": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
         "traffic": {},
-        "strategy": {"canary": {"maxWeight": 50}},
+        "strategy": {},
         "analysis": {
             "mode": "On",
             "prometheus": "default",

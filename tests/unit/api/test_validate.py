@@ -33,9 +33,9 @@ def test_accepted(name: str) -> None:
     assert spec is not None
 
 
-@pytest.mark.parametrize("file", ["minimal.yaml", "fraud.yaml"])
-def test_example_is_accepted(file: str) -> None:
-    spec, problems = parse(yaml.safe_load((EXAMPLES / file).read_text()))
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.name)
+def test_example_is_accepted(file: Path) -> None:
+    spec, problems = parse(yaml.safe_load(file.read_text()))
     assert problems == []
     assert spec is not None
 

@@ -30,6 +30,7 @@ class Case:
     wish: Wish
     seen: Observation
     judged: Judgement
+    mirrored: int  # percent of the requests that are copied to the candidate, in the route
     pods: dict[str, int]  # that exist now, by revision
     now: float
     timing: Timing
@@ -107,6 +108,7 @@ class Rules:
             self.weights_are_whole,
             self.s1_weight_needs_ready_pods,
             self.s2_weight_is_carried,
+            self.mirrors_need_ready_pods,
             self.s9_capacity,
             self.s3_pods_outlast_weight,
             self.s4_the_way_back_falls,
@@ -116,6 +118,10 @@ class Rules:
             rule(case)
         for revision in (*by_revision(case.after), *(case.seen.route.weights or {})):
             self.last_weight[revision] = case.now
+        copied = case.before.candidate if case.mirrored else None
+        for role in (copied, case.after.candidate if case.after.weights.mirror else None):
+            if role is not None:
+                self.last_weight[role.revision] = case.now
 
     def weights_are_whole(self, case: Case) -> None:
         weights = case.after.weights
@@ -162,6 +168,31 @@ class Rules:
             settled = case.settled(status.candidate)
             carried = max(self._carried(case, goal, settled) for goal in goals)
             assert weight <= carried, f"S2: weight rose to {weight}, but pods ready for long carry {carried}"
+
+    def mirrors_need_ready_pods(self, case: Case) -> None:
+        """S1 to S3 for copies of requests."""
+        status, mirror = case.after, case.after.weights.mirror
+        if mirror == 0:
+            return
+        assert status.phase in COMPARING, f"S1: a mirror in {status.phase}"
+        assert not status.parked, "S6: a mirror without metrics"
+        assert status.step is not None
+        assert status.candidate is not None
+        step = status.plan[status.step.index]
+        ready, baseline = case.ready(status.candidate), case.ready(status.stable)
+        assert ready, "S1: a mirror to a revision without ready pods"
+        assert baseline, "S1: a mirror, and nothing but the candidate serves"
+        at_raise = case.before.step.baseline_ready if case.before.step else 0
+        serving = min(case.capacity, max(at_raise, baseline))
+        needed = max(1, ceil(serving * min(100, step.weight + step.mirror) / 100))
+        assert mirror <= step.mirror * min(1, ready / needed), (
+            f"S2: {ready} pods can't answer copies of {mirror} %"
+        )
+        rose = mirror > case.before.weights.mirror
+        settled = case.settled(status.candidate)
+        assert not rose or mirror <= step.mirror * min(1, settled / needed), (
+            "S2: a mirror before pods are ready"
+        )
 
     def _carried(self, case: Case, goal: int, ready: int) -> int:
         if case.lean:
@@ -230,7 +261,11 @@ class Rules:
         fresh = reason != (before.history[0].reason if before.history else None)
         if judged.assessment is None and not judged.guardrails and fresh:
             assert reason not in ("HarmProven", "GuardrailBreached", "ProvenHarmless"), f"S6: {reason}"
-        stale = judged.assessment is not None and not all(m.has_data for m in judged.assessment.metrics)
+        step = before.plan[before.step.index] if before.step else None
+        copies = step is not None and step.weight == 0  # no label ever arrives for them …
+        nothing = step is not None and step.load == 0  # … and where there are none, nothing can be seen
+        metrics = judged.assessment.metrics if judged.assessment else ()
+        stale = not nothing and not all(m.has_data for m in metrics if not (copies and m.kind == "score"))
         if not (blind or stale):
             return
         if stale and not blind and before.unproven:
@@ -299,8 +334,11 @@ class Rules:
         elif status.phase in (Phase.PENDING, *COMPARING, Phase.PROMOTING):
             assert (kinds["Ready"], reconciling) == ("Unknown", True), (status.phase, kinds)
         elif status.phase == Phase.ROLLING_BACK:
-            assert (kinds["Ready"], reconciling) == ("False", True), (status.phase, kinds)
+            back = "Unknown" if status.history[0].outcome == "Judged" else "False"
+            assert (kinds["Ready"], reconciling) == (back, True), (status.phase, kinds)
         serving = {r.revision for r in (status.stable,) if r}
+        if status.phase == Phase.HEALTHY and status.rejected and status.history[0].outcome == "Judged":
+            serving.add(status.rejected.revision)  # its strategy asked for no more than a verdict
         if kinds["Ready"] == "True":
             assert status.phase in (Phase.WATCHING, Phase.HEALTHY)
             assert case.wish.revision in serving, "Ready for a spec that is not served"

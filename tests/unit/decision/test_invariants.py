@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from modelrollout.api.status import Status
+from modelrollout.api.validate import parse
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
 
 from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
@@ -26,6 +27,16 @@ STEPS: list[Any] = [
     [{"weight": 25, "approval": True}, {"weight": 99, "duration": "1m"}],
     None,
 ]
+STRATEGIES: list[Any] = [
+    *({"canary": {"steps": steps} if steps else {}} for steps in STEPS),
+    {"canary": {"steps": [{"weight": 0, "mirror": 30}, {"weight": 20, "mirror": 80, "size": 100}]}},
+    {"rolling": {"batch": 1}},
+    {"rolling": {"batch": "50%", "duration": "1m", "approval": True}},
+    {"blueGreen": {"mirror": 50, "duration": "1m"}},
+    {"blueGreen": {"approval": True}},
+    {"shadow": {"duration": "1m"}},
+    {"shadow": {"mirror": 100, "then": "Canary", "canary": {"steps": STEPS[0]}}},
+]
 GATEWAY: dict[str, Any] = {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}
 BREACH = GuardrailReading("gpu", 80000.0, "≤ 70000", breaches=3, breached=True, gating=True)
 JUDGEMENTS = {
@@ -35,6 +46,7 @@ JUDGEMENTS = {
     "outlier": replace(NEUTRAL, assessment=assessment(outlier=True)),
     "both": replace(GOOD, assessment=replace(assessment(harmless=True), harm=True)),
     "no traffic": replace(NEUTRAL, data=Data.NO_TRAFFIC, assessment=assessment(has_data=False)),
+    "a score without labels": replace(GOOD, assessment=assessment(harmless=True, score=True)),
     "split off": replace(NEUTRAL, split_off="observed 2 %, configured 10 %"),
     "breach": replace(NEUTRAL, guardrails=(BREACH,)),
     "breach without a value": replace(NEUTRAL, guardrails=(replace(BREACH, value=None),)),
@@ -50,10 +62,13 @@ class Cluster(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
         self.salt = 0
+        self.broken = False
 
     def rest(self) -> None:
         """Decide until nothing changes; then a decision writes nothing and says nothing (S11)."""
         world = self.world
+        _, problems = parse({"metadata": {"name": "fraud"}, "spec": world.spec})
+        world.problem = "spec.x: write y" if self.broken else next(map(str, problems), None)
         for _ in range(ROUNDS):
             before, seen, events = world.status, world.seen(), len(world.events)
             world.tick()
@@ -71,12 +86,12 @@ class Cluster(RuleBasedStateMachine):
         ratio=st.booleans(),
         elastic=st.booleans(),
         replicas=st.sampled_from([1, 2, 4, 7]),
-        steps=st.sampled_from(STEPS),
+        strategy=st.sampled_from(STRATEGIES),
         inconclusive=st.sampled_from(["Pause", "Promote", "Rollback"]),
         stage=st.sampled_from(["Pending", "Progressing", "Promoting", "Watching", "Watching", "RollingBack"]),
     )
     def begin(
-        self, ratio: bool, elastic: bool, replicas: int, steps: Any, inconclusive: str, stage: str
+        self, ratio: bool, elastic: bool, replicas: int, strategy: Any, inconclusive: str, stage: str
     ) -> None:
         """Walks begin where rollouts do, and in the phases that a blind walk seldom finds."""
         base = spec_of()
@@ -84,10 +99,12 @@ class Cluster(RuleBasedStateMachine):
             spec=spec_of(
                 traffic={"podRatio": {}} if ratio else GATEWAY,
                 workload={**base["workload"], "replicas": replicas, "elastic": elastic},
-                strategy={"canary": {"steps": steps}},
+                strategy=strategy,
                 analysis={**base["analysis"], "deadline": "30m", "onInconclusive": inconclusive},
             )
         )
+        if parse({"metadata": {"name": "fraud"}, "spec": self.world.spec})[1]:
+            self.world.edit(strategy=STRATEGIES[0])
         if stage != "Pending":
             self.world.healthy().release("2").run(50)
         if stage in ("Promoting", "Watching"):
@@ -108,9 +125,9 @@ class Cluster(RuleBasedStateMachine):
         self.world.edit(workload={**self.world.spec["workload"], "replicas": replicas})
         self.rest()
 
-    @rule(steps=st.sampled_from(STEPS))
-    def plan(self, steps: Any) -> None:
-        self.world.edit(strategy={"canary": {"steps": steps}})
+    @rule(strategy=st.sampled_from(STRATEGIES))
+    def plan(self, strategy: Any) -> None:
+        self.world.edit(strategy=strategy)
         self.rest()
 
     @rule(paused=st.booleans())
@@ -135,7 +152,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(bad=st.sampled_from([False, False, False, True]))
     def break_spec(self, bad: bool) -> None:
-        self.world.problem = "spec.x: write y" if bad else None
+        self.broken = bad
         self.world.generation += 1
         self.rest()
 

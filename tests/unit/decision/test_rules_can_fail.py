@@ -116,7 +116,46 @@ def do_nothing() -> None:
     assert world.writes == writes, "S11: written though nothing changed"
 
 
+def shadowed() -> World:
+    world = World(spec=spec_of(strategy={"shadow": {"mirror": 60, "duration": "1m"}}))
+    return started(world.healthy().release("2"))
+
+
+def shadow() -> None:
+    World(spec=spec_of(strategy={"shadow": {}})).healthy().release("2").run(60, every=1)
+
+
+def lose_the_shadow() -> None:
+    world = shadowed()
+    world.lose(world.revision, 3).tick(1)
+
+
+def lose_what_is_shadowed() -> None:
+    world = shadowed()
+    assert world.status.stable
+    world.lose(world.status.stable.revision, 4).tick(1)
+
+
+def judge_the_shadow() -> None:
+    shadowed().judge(GOOD).until("Healthy").run(60, every=1)
+
+
+def lose_metrics_of_the_shadow() -> None:
+    world = shadowed()
+    world.judge(GOOD, data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now).run(600)
+
+
 # Rules taken out
+
+
+def copy_all(round: Round, wanted: int) -> int:
+    return round.plan_step.mirror
+
+
+def copies_stay(round: Round) -> Round:
+    decided = _forward(round)
+    alone = decided.status.weights.candidate == 100
+    return decided.put(weights=Weights(candidate=100, mirror=60)) if alone else decided
 
 
 def always_full(weight: int, ready: int, wanted: int) -> int:
@@ -179,7 +218,7 @@ def spoken(round: Round) -> Round:
 
 
 _retire, _take_over = transitions._retire, transitions.take_over
-_report, _set_weights = report, capacity.set_weights
+_report, _set_weights, _forward = report, capacity.set_weights, capacity._forward
 
 
 @dataclass(frozen=True)
@@ -203,7 +242,7 @@ TAKEN = {
     "S2 a weight is not lowered with its pods": Taken(
         capacity, "_carried", always_full, lose_some_pods, "S2"
     ),
-    "S2 one pod carries every weight": Taken(capacity, "needed", one_is_enough, lose_some_pods, "S2"),
+    "S2 one pod carries every weight": Taken(capacity, "_answering", one_is_enough, lose_some_pods, "S2"),
     "S2 a weight rises at once": Taken(Round, "settled", ready_at_once, become_ready, "S2"),
     "S3 a standby shrinks with its promotion": Taken(
         capacity, "_shrunk", at_once, promote_without_holdback, "S3"
@@ -211,6 +250,15 @@ TAKEN = {
     "S3 an elastic baseline shrinks before its weight is read back": Taken(
         capacity, "_shrunk", at_once, promote_elastic, "S3"
     ),
+    "S1 copies go on to a candidate without ready pods": Taken(
+        capacity, "_mirrored", copy_all, lose_the_shadow, "S1"
+    ),
+    "S1 copies go on when nothing but the candidate serves": Taken(
+        capacity, "_forward", copies_stay, lose_what_is_shadowed, "S1"
+    ),
+    "S2 copies do not wait for pods": Taken(Round, "settled", ready_at_once, shadow, "S2"),
+    "S3 a judged candidate does not drain": Taken(transitions, "_retire", no_drain, judge_the_shadow, "S3"),
+    "S6 an outage is overlooked in a shadow": Taken(chain, "blind", never, lose_metrics_of_the_shadow, "S6"),
     "S3 a rolled back candidate does not drain": Taken(transitions, "_retire", no_drain, roll_back, "S3"),
     "S4 the way back does not look at the baseline": Taken(
         capacity, "_carried_back", nothing_left, roll_back_from_the_watch, "S4"

@@ -49,6 +49,7 @@ def spec_of(version: str = "1", **changes: Any) -> dict[str, Any]:
 
 def assessment(
     *,
+    score: bool = False,
     harm: bool = False,
     harmless: bool = False,
     outlier: bool = False,
@@ -79,15 +80,25 @@ def assessment(
         bound=1.0,
         absolute=0.0025,
     )
+    # A score that says nothing yet, besides.
+    silent = replace(
+        metric,
+        name="quality",
+        kind="score",
+        harmless=False,
+        has_data=False,
+        settled_polls=0,
+        candidate_requests=0.0,
+    )
     return Assessment(
         verdict=verdict,
         harm=harm,
         harm_metric="errors" if harm or outlier else None,
         outlier=outlier,
         outlier_pod="fraud-x" if outlier else None,
-        harmless=harmless,
-        settled_polls=settled,
-        metrics=(metric,),
+        harmless=harmless and not score,
+        settled_polls=0 if score else settled,
+        metrics=(metric, silent) if score else (metric,),
     )
 
 
@@ -113,6 +124,7 @@ class World:
     problem: str | None = None  # the spec is refused with this sentence
     pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since
     routed: tuple[dict[str, int], float] | None = None
+    mirrored: int = 0  # percent of the requests that the route copies to the candidate
     generation: int = 1
     events: list[tuple[str, str]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
@@ -157,7 +169,8 @@ class World:
                 pods=len(since),
             )
         weights, since_when = self.routed or (None, None)
-        accepted = weights == self._wanted_route() and not self.route_refused
+        stands = weights == self._wanted_route() and self.mirrored == self.status.weights.mirror
+        accepted = stands and not self.route_refused
         route = RouteView(weights=weights, routed_since=since_when if accepted else None)
         return Observation(revisions=views, route=route, pinned=self.pinned)
 
@@ -194,6 +207,7 @@ class World:
                 wish=wish,
                 seen=seen,
                 judged=self.judged,
+                mirrored=self.mirrored,
                 pods={revision: len(since) for revision, since in self.pods.items()},
                 now=self.now,
                 timing=TIMING,
@@ -231,8 +245,10 @@ class World:
         alive |= dict.fromkeys(self.routed[0] if self.routed else (), 0)
         self.pods = {revision: since for revision, since in self.pods.items() if revision in alive}
         wanted = self._wanted_route()
-        if not self.route_refused and wanted and (self.routed is None or self.routed[0] != wanted):
-            self.routed = (wanted, self.now)
+        mirror = self.status.weights.mirror
+        stands = self.routed is not None and self.routed[0] == wanted and self.mirrored == mirror
+        if not self.route_refused and wanted and not stands:
+            self.routed, self.mirrored = (wanted, self.now), mirror
 
     def _roles(self) -> Iterable[RevisionStatus]:
         return [r for r in (self.status.stable, self.status.candidate, self.status.previous) if r]

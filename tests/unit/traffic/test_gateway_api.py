@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.status import Status
+from modelrollout.api.rules import MIRRORS
+from modelrollout.api.status import Phase, PlanStep, Status, StepStatus, Weights
 from modelrollout.cluster.actions import Action, Delete
 from modelrollout.cluster.kinds import HTTP_ROUTE, SERVICE
-from modelrollout.traffic import RouteReading, route_actions
+from modelrollout.traffic import ROUTERS, RouteReading, route_actions
 from modelrollout.traffic.gateway_api import GatewayApiRouter
 from modelrollout.workloads import workload_actions
 from tests.unit.workloads.manifests import Object, manifest, revision_of, spec_of, status_of, with_version
@@ -266,3 +267,38 @@ def test_a_service_is_not_deleted_while_the_route_names_it() -> None:
         ("Deployment", f"fraud-{B}"),
         (SERVICE.kind, f"fraud-{B}"),
     ]
+
+
+def test_a_preview_header_is_a_second_rule_that_carries_no_weight() -> None:
+    """One header more than the others: by the Gateway API's own precedence it comes first."""
+    strategy = {"blueGreen": {"mirror": 20, "previewHeader": {"name": "x-preview", "value": "yes"}}}
+    matches = [{"headers": [{"name": "X-Preview", "value": "no"}, {"name": "x-team", "value": "risk"}]}]
+    traffic = {"gatewayAPI": {"parentRefs": PARENTS, "matches": matches}}
+    rollout = with_version(manifest(traffic=traffic, strategy=strategy), "2")
+    step = PlanStep(id="a", weight=0, size=100, mirror=20, preview=True)
+    status = status_of(A, B, attempt=2).model_copy(
+        update={
+            "phase": Phase.PROGRESSING,
+            "weights": Weights(stable=100, mirror=20),
+            "plan": [step],
+            "step": StepStatus(id="a", index=0, count=1, display="1/1"),
+        }
+    )
+    server = cluster(a=2, b=1)
+    server.run(actions(server, status, rollout))
+    main, preview = server.get(HTTP_ROUTE, "fraud")["spec"]["rules"]
+    assert [ref["name"] for ref in main["backendRefs"]] == [f"fraud-{A}"]
+    assert [ref["name"] for ref in preview["backendRefs"]] == [f"fraud-{B}"]
+    assert "filters" not in preview, "what is previewed is not copied"
+    (match,) = preview["matches"]
+    assert {one["name"]: one["value"] for one in match["headers"]} == {"x-preview": "yes", "x-team": "risk"}
+    server.accept("fraud")
+    reading = ROUTER.observe(rollout, spec_of(rollout), status, server.children())
+    assert (reading.weights, reading.mirror, reading.accepted) == ({A: 100}, 20, True)
+    switched = status.model_copy(update={"phase": Phase.WATCHING, "weights": Weights(stable=90, previous=10)})
+    server.run(actions(server, switched, rollout))
+    assert len(server.get(HTTP_ROUTE, "fraud")["spec"]["rules"]) == 1
+
+
+def test_validation_knows_which_routers_copy_requests() -> None:
+    assert {name for name, router in ROUTERS.items() if router.can_mirror} == set(MIRRORS)

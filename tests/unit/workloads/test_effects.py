@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from modelrollout.api.conditions import Reason
-from modelrollout.api.status import Status
+from modelrollout.api.status import Phase, PlanStep, Status, StepStatus
 from modelrollout.cluster.actions import Action, Apply, Create, Delete, JsonPatch
 from modelrollout.cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, SERVICE, kind_of
-from modelrollout.workloads import name_problems, workload_actions
+from modelrollout.workloads import name_problems, needed_names, workload_actions
 from tests.unit.workloads.manifests import (
     RICH,
     Object,
@@ -327,3 +327,48 @@ def test_a_crash_between_any_two_writes_is_healed_by_the_next_round(crash_after:
     assert set(left.deployments) == {f"fraud-{B}"}
     assert set(left.services) == {"fraud", f"fraud-{B}"}
     assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == B
+
+
+GREEN = manifest(
+    RICH,
+    traffic={"gatewayAPI": {"parentRefs": [{"name": "public"}]}},
+    strategy={"blueGreen": {"approval": True}},
+)
+GREEN_NEXT = with_version(GREEN, "2")
+PREVIEWED = PlanStep(id="a", weight=0, size=100, preview=True)
+
+
+def previewed(phase: Phase) -> Status:
+    step = StepStatus(id="a", index=0, count=1, display="1/1")
+    status = status_of(revision_of(GREEN), revision_of(GREEN_NEXT), sizes=(2, 2, 0), attempt=2)
+    return status.model_copy(update={"phase": phase, "plan": [PREVIEWED], "step": step})
+
+
+def test_a_preview_service_stands_as_long_as_there_is_something_to_preview() -> None:
+    server = Server()
+    first = status_of(revision_of(GREEN))
+    server.run(workload_actions(GREEN, spec_of(GREEN), first, server.children(), NOW))
+    status = previewed(Phase.PAUSED)
+    server.run(workload_actions(GREEN_NEXT, spec_of(GREEN_NEXT), status, server.children(), NOW))
+    selected = server.get(SERVICE, "fraud-preview")["spec"]["selector"]
+    assert selected["modelrollout.dev/revision"] == revision_of(GREEN_NEXT)
+    assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == revision_of(GREEN)
+    assert workload_actions(GREEN_NEXT, spec_of(GREEN_NEXT), status, server.children(), NOW) == []
+    status = previewed(Phase.ROLLING_BACK)
+    server.run(workload_actions(GREEN_NEXT, spec_of(GREEN_NEXT), status, server.children(), NOW))
+    assert "fraud-preview" not in server.children().services
+
+
+def test_a_preview_service_of_somebody_else_is_named() -> None:
+    server = Server()
+    server.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "fraud-preview", "namespace": "ml"},
+            "spec": {},
+        }
+    )
+    problems = name_problems(GREEN, spec_of(GREEN), status_of(revision_of(GREEN)), server.children())
+    assert [problem.reason for problem in problems] == [Reason.NAME_TAKEN]
+    assert (SERVICE, "fraud-preview") in needed_names(GREEN, spec_of(GREEN), revision_of(GREEN))

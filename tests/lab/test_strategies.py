@@ -1,0 +1,175 @@
+"""Strategies with real requests through a real proxy: what users see of a candidate is counted by the load, which knows the
+version behind every answer."""
+
+from __future__ import annotations
+
+import contextlib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from lab.gateway import ADDRESS_ANNOTATION
+from lab.kube import path_of
+from lab.lab import Lab
+from lab.load import Load
+from lab.operator import Operator
+from lab.process import wait_until
+from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, Rollout, Seen, Stories, Story
+from tests.lab.test_rollouts import TIMING, assert_in_order, sentence, step_runs
+
+
+@pytest.fixture(scope="module")
+def operator(lab: Lab) -> Iterator[Operator]:
+    values = {"servers": [{"name": "default", "url": lab.prometheus_url}], "timing": TIMING}
+    with Operator(lab, values=values) as running:
+        yield running
+
+
+def copies_answered(rollout: Rollout, revision: str) -> float:
+    """Requests that the pods of a revision say they answered."""
+    total = 0.0
+    for pod in rollout.pods(revision):
+        address = pod["metadata"]["annotations"].get(ADDRESS_ANNOTATION)
+        if not address:
+            continue
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            text = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode()
+            lines = (line for line in text.splitlines() if line.startswith("http_requests_total{"))
+            total += sum(float(line.rpartition(" ")[2]) for line in lines)
+    return total
+
+
+def a_shadow_answers_copies_that_nobody_sees_and_is_judged(lab: Lab) -> None:
+    strategy = {"shadow": {"mirror": 50, "duration": "15s"}}
+    with Rollout(lab, "shadow", rate=40, strategy=strategy, analysis={"metrics": [ERRORS]}) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/good")
+        rollout.wait(step_runs, "the comparison")
+        revision = rollout.status["candidate"]["revision"]
+        mirrored, answers = copies_answered(rollout, revision), rollout.counts()
+        rollout.wait_answers(200)
+        mirrored = copies_answered(rollout, revision) - mirrored
+        answered = sum(rollout.counts().since(answers).by_version().values())
+        rollout.wait_end()
+        rollout.wait_answers(50)
+        print(rollout.measured(), f"copies {mirrored:.0f} of {answered}")
+        assert 0.3 * answered <= mirrored <= 0.75 * answered
+        assert rollout.outcome == ("Judged", "ProvenHarmless")
+        assert rollout.status["phase"] == "Healthy"
+        assert rollout.status["stable"]["model"] == "shadow v1"
+        assert rollout.counts().by_version(status=None).keys() == {"v1"}
+        assert rollout.failures() == {}
+        assert all(seen.weight == 0 for seen in rollout.timeline)
+        wait_until(
+            lambda: not rollout.pods(revision), timeout=PATIENCE, what="the end of the candidate's pods"
+        )
+        assert_in_order(["RolloutStarted", "WeightChanged", "Judged"], [one for one, _ in rollout.events()])
+
+
+def a_shadow_that_fails_is_found_and_nobody_saw_it(lab: Lab) -> None:
+    strategy = {"shadow": {"mirror": 50}}
+    with Rollout(
+        lab, "faulty", rate=40, strategy=strategy, analysis={"metrics": [ERRORS, LATENCY]}
+    ) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/errors", environment={"ERROR_RATE": "0.3"})
+        rollout.wait_end()
+        print(rollout.measured())
+        assert rollout.outcome == ("RolledBack", "HarmProven")
+        assert rollout.counts().by_version(status=None).keys() == {"v1"}
+        assert rollout.failures() == {}
+
+
+def a_blue_green_switch_is_one_change_of_the_weights(lab: Lab) -> None:
+    strategy = {"blueGreen": {"mirror": 50, "duration": "5s"}}
+    changes = {"strategy": strategy, "watch": {"duration": "6s", "holdback": 0}}
+    with Rollout(lab, "bluegreen", rate=40, analysis={"metrics": [ERRORS]}, **changes) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/good")
+        rollout.wait(step_runs, "the comparison")
+        assert rollout.status["candidate"]["ready"] == 2
+        rollout.wait(lambda seen: seen.phase == "Watching", "the switch")
+        rollout.wait_answers(50, "v2")
+        standing_by = rollout.status["previous"]["desired"] if "previous" in rollout.status else 2
+        rollout.wait_end()
+        print(rollout.measured())
+        assert standing_by == 2
+        assert rollout.outcome == ("Promoted", "ProvenHarmless")
+        assert rollout.failures() == {}
+        candidate = [shares(seen) for seen in rollout.timeline if seen.status.get("attempt") == 2]
+        assert sorted(set(candidate)) == [0, 100], "one switch"
+        before = [seen for seen in rollout.timeline if shares(seen) == 0]
+        assert before[-1].counts.by_version(status=None).keys() == {"v1"}
+
+
+def shares(seen: Seen) -> int:
+    """Of the new model, in percent."""
+    weights = seen.status.get("weights", {})
+    promoted = seen.phase in ("Watching", "Healthy") and seen.status["stable"]["model"].endswith("v2")
+    return int(weights.get("stable", 0) if promoted else weights.get("candidate", 0))
+
+
+def a_preview_reaches_the_candidate_before_an_approved_switch(lab: Lab) -> None:
+    header = {"name": "x-preview", "value": "yes"}
+    strategy = {"blueGreen": {"approval": True, "previewHeader": header}}
+    with Rollout(lab, "preview", rate=20, strategy=strategy, analysis={"metrics": [ERRORS]}) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/good")
+        rollout.wait(lambda seen: seen.phase == "Paused", "the wait for an approval")
+        revision = rollout.status["candidate"]["revision"]
+        service = path_of("v1", "services", rollout.namespace, "preview-preview")
+        assert rollout.endpoints("preview-preview") == {revision: 2}
+
+        with Load(lab.gateway_url, "preview.example.com", 20, headers={"x-preview": "yes"}) as looking:
+            wait_until(lambda: looking.counts().by_version(), timeout=PATIENCE, what="an answer to a preview")
+            rollout.wait_answers(50)
+            assert looking.counts().by_version(status=None).keys() == {"v2"}
+        assert rollout.counts().by_version(status=None).keys() == {"v1"}
+        rollout.annotate("approve", f"{revision}/{rollout.status['step']['id']}")
+        rollout.wait_answers(20, "v2")
+        rollout.wait_end()
+        print(rollout.measured())
+        assert rollout.outcome[0] == "Promoted"
+        assert rollout.status["history"][0]["unproven"]
+        assert rollout.failures() == {}
+        assert lab.client.find(service) is None
+
+
+def pods_are_replaced_in_batches_without_a_router(lab: Lab) -> None:
+    strategy = {"rolling": {"batch": 1, "duration": "3s"}}
+    workload = {"replicas": 3, "template": Rollout(lab, "x", loaded=False).spec["workload"]["template"]}
+    changes = {"strategy": strategy, "traffic": {"podRatio": {}}, "workload": workload}
+    analysis = {"mode": "Off", "metrics": []}
+    with Rollout(lab, "batches", loaded=False, analysis=analysis, **changes) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/good")
+        rollout.wait_end()
+        print(rollout.measured())
+        weights = dict.fromkeys(seen.weight for seen in rollout.timeline if seen.phase == "Progressing")
+        assert [weight for weight in weights if weight] == [33, 66]
+        ready = [seen.status for seen in rollout.timeline if seen.phase == "Progressing"]
+        assert max(one["stable"]["desired"] + one["candidate"]["desired"] for one in ready) == 4
+        assert rollout.outcome[0] == "Promoted"
+
+
+STORIES: list[Story] = [
+    a_shadow_answers_copies_that_nobody_sees_and_is_judged,
+    a_shadow_that_fails_is_found_and_nobody_saw_it,
+    a_blue_green_switch_is_one_change_of_the_weights,
+    a_preview_reaches_the_candidate_before_an_approved_switch,
+    pods_are_replaced_in_batches_without_a_router,
+]
+
+
+@pytest.fixture(scope="module")
+def played(lab: Lab, operator: Operator) -> Iterator[Stories]:
+    running = Stories(lab, STORIES)
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("story", STORIES, ids=sentence)
+def test_strategies(played: Stories, story: Story) -> None:
+    played.result(story)

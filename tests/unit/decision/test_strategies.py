@@ -1,0 +1,335 @@
+"""Strategies on the world in miniature: what users see of the candidate, when, and how it ends.
+
+Every decision is held against the safety rules besides, those for copies of requests among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+
+from modelrollout.api.status import Phase
+from modelrollout.decision.types import Data, Judgement
+
+from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
+
+SCORE_SILENT = replace(GOOD, assessment=assessment(harmless=True, score=True))
+
+
+def released(strategy: dict[str, Any], **changes: Any) -> World:
+    """A healthy rollout of version 1 with version 2 just named."""
+    return World(spec=spec_of(strategy=strategy, **changes)).healthy().release("2")
+
+
+def started(world: World) -> World:
+    """Until the clock of the first step runs."""
+    for _ in range(60):
+        world.tick(5)
+        if world.status.step and world.status.step.started_at:
+            return world
+    raise AssertionError(world.status.message)
+
+
+def weights(world: World, seconds: float = 3600, *, every: float = 5.0) -> list[int]:
+    """The candidate's weights until the watch, each once."""
+    found = [world.status.weights.candidate]
+    for _ in range(int(seconds / every)):
+        world.tick(every)
+        if world.status.phase in (Phase.WATCHING, Phase.HEALTHY, Phase.ROLLED_BACK):
+            break
+        if world.status.weights.candidate != found[-1]:
+            found.append(world.status.weights.candidate)
+    return found
+
+
+class TestShadow:
+    STRATEGY: ClassVar[dict[str, Any]] = {"shadow": {"mirror": 30, "duration": "5m"}}
+
+    def test_users_never_get_the_candidate_and_the_verdict_is_kept(self) -> None:
+        world = started(released(self.STRATEGY))
+        assert (world.status.weights.candidate, world.status.weights.mirror) == (0, 30)
+        assert world.status.candidate and world.status.candidate.desired == 2
+        world.judge(GOOD)
+        assert weights(world) == [0]
+        status = world.status
+        assert status.phase == Phase.HEALTHY
+        assert status.stable and status.stable.model == "fraud 1"
+        entry = status.history[0]
+        assert (entry.outcome, entry.reason, entry.unproven) == ("Judged", "ProvenHarmless", False)
+        assert world.condition("Ready") == ("True", "Healthy")
+        assert status.message and "fraud 2 was judged and not taken over" in status.message
+        assert "Judged" in world.reasons()
+        world.run(600)
+        assert world.status.phase == Phase.HEALTHY
+        assert world.status.attempt == status.attempt, "it is not judged again by itself"
+        assert not world.status.retiring
+
+    def test_the_mirror_waits_for_pods_that_are_ready_for_long(self) -> None:
+        world = released(self.STRATEGY)
+        world.run(25)
+        assert world.status.weights.mirror == 0
+        started(world)
+        assert world.status.weights.mirror == 30
+
+    def test_the_mirror_goes_at_once_with_the_pods_that_answer(self) -> None:
+        world = started(released(self.STRATEGY))
+        world.lose(world.revision, 2).tick(1)
+        assert world.status.weights.mirror == 0
+        world.lose(world.revision, 0).run(60)
+        assert world.status.weights.mirror == 30
+
+    def test_fewer_ready_pods_get_fewer_copies(self) -> None:
+        world = started(released(self.STRATEGY))
+        world.lose(world.revision, 1).tick(1)
+        assert world.status.weights.mirror == 15
+
+    def test_a_candidate_that_fails_on_copies_is_rolled_back(self) -> None:
+        world = started(released(self.STRATEGY))
+        world.judge(BAD).until("RolledBack")
+        assert world.status.rejected and world.status.rejected.reason == "HarmProven"
+
+    def test_it_is_judged_no_sooner_than_its_duration(self) -> None:
+        world = started(released(self.STRATEGY)).judge(GOOD)
+        world.run(290)
+        assert world.status.phase == Phase.PROGRESSING
+
+    def test_without_proof_the_deadline_says_what_happens(self) -> None:
+        analysis = {**spec_of()["analysis"], "deadline": "30m"}
+        world = started(released(self.STRATEGY, analysis=analysis))
+        world.until("Paused")
+        world.ask("promote").until("Watching")
+
+    def test_without_proof_it_ends_unproven_if_the_deadline_may_promote(self) -> None:
+        analysis = {**spec_of()["analysis"], "deadline": "30m", "onInconclusive": "Promote"}
+        world = started(released(self.STRATEGY, analysis=analysis)).until("Healthy")
+        entry = world.status.history[0]
+        assert (entry.outcome, entry.reason, entry.unproven) == ("Judged", "Inconclusive", True)
+
+    def test_a_score_without_labels_does_not_hold_it_up(self) -> None:
+        world = started(released(self.STRATEGY)).judge(replace(SCORE_SILENT, data=Data.OK))
+        world.run(30)
+        assert world.status.message and "quality: not judged on copies" in world.status.message
+        world.until("Healthy")
+        assert not world.status.history[0].unproven
+
+    def test_lost_metrics_take_the_copies_away_after_a_while(self) -> None:
+        world = started(released(self.STRATEGY))
+        away = Judgement(data=Data.UNAVAILABLE, problem="x", failed_polls=3, outage_since=world.now)
+        world.judge(away).run(1790)
+        assert world.status.weights.mirror == 30
+        world.run(60)
+        assert (world.status.parked, world.status.weights.mirror) == (True, 0)
+        world.judge(NEUTRAL).run(60)
+        assert world.status.weights.mirror == 30
+
+    def test_when_the_baseline_is_down_what_is_ready_serves(self) -> None:
+        world = started(released(self.STRATEGY))
+        assert world.status.stable
+        world.lose(world.status.stable.revision, 4).tick(1)
+        assert (world.status.weights.candidate, world.status.weights.mirror) == (100, 0)
+        world.lose(world.status.stable.revision, 0).run(60)
+        assert (world.status.weights.candidate, world.status.weights.mirror) == (0, 30)
+
+    def test_an_approval_is_waited_for_after_the_duration(self) -> None:
+        world = started(released({"shadow": {"approval": True}})).judge(GOOD).until("Paused")
+        assert world.status.step
+        world.ask("approve", step=world.status.step.id).until("Healthy")
+        assert world.status.history[0].outcome == "Judged"
+
+    def test_canary_steps_go_on_once_it_is_proven(self) -> None:
+        steps = [{"weight": 10, "duration": "1m"}, {"weight": 50, "duration": "1m"}]
+        strategy = {"shadow": {"mirror": 50, "then": "Canary", "canary": {"steps": steps}}}
+        world = started(released(strategy))
+        world.run(600)
+        assert (world.status.weights.candidate, world.status.weights.mirror) == (0, 50)
+        world.judge(GOOD)
+        assert weights(world) == [0, 10, 50, 90]
+        assert world.status.history[0].outcome == "Promoted"
+
+    def test_who_judged_it_may_release_it_afterwards(self) -> None:
+        world = started(released(self.STRATEGY)).judge(GOOD).until("Healthy")
+        world.edit(strategy={"canary": {"steps": [{"weight": 20}]}}).run(60)
+        assert world.status.phase == Phase.HEALTHY
+        world.ask("retry").until("Watching")
+        assert world.status.stable and world.status.stable.model == "fraud 2"
+
+    def test_naming_the_old_model_again_forgets_the_verdict(self) -> None:
+        world = started(released(self.STRATEGY)).judge(GOOD).until("Healthy")
+        world.release("1").run(10)
+        assert world.status.rejected is None
+        world.release("2").tick()
+        assert world.status.phase == Phase.PROGRESSING
+
+    def test_the_steps_of_another_strategy_are_entered_when_it_is_over(self) -> None:
+        world = started(released(self.STRATEGY))
+        world.edit(strategy={"canary": {"steps": [{"weight": 10}]}}).judge(GOOD)
+        assert weights(world) == [0, 10, 90]
+
+    def test_users_lose_the_candidate_when_a_canary_becomes_a_shadow(self) -> None:
+        world = started(released(spec_of()["strategy"]))
+        assert world.status.weights.candidate == 10
+        world.edit(strategy=self.STRATEGY).tick(1)
+        assert world.status.weights.candidate == 0
+        world.judge(GOOD).until("Healthy")
+        assert world.status.history[0].outcome == "Judged"
+
+
+class TestBlueGreen:
+    MIRRORED: ClassVar[dict[str, Any]] = {"blueGreen": {"mirror": 20, "duration": "5m"}}
+    APPROVED: ClassVar[dict[str, Any]] = {"blueGreen": {"approval": True}}
+
+    def test_it_is_of_full_size_before_the_switch_and_then_gets_all_at_once(self) -> None:
+        world = started(released(self.MIRRORED))
+        assert world.status.candidate and world.status.candidate.desired == 4
+        assert (world.status.weights.candidate, world.status.weights.mirror) == (0, 20)
+        world.judge(GOOD)
+        assert weights(world) == [0, 90]
+        assert world.status.phase == Phase.WATCHING
+        assert world.status.weights.mirror == 0
+        assert world.status.previous and world.status.previous.desired == 4, "full standby"
+
+    def test_the_switch_and_the_end_of_the_copies_are_one_write(self) -> None:
+        world = started(released(self.MIRRORED)).judge(GOOD)
+        seen = []
+        for _ in range(200):
+            world.tick(5)
+            seen.append((world.status.weights.candidate, world.status.weights.mirror))
+        assert sorted(set(seen), key=seen.index)[:2] == [(0, 20), (90, 0)]
+
+    def test_without_a_holdback_everything_is_switched(self) -> None:
+        world = started(released(self.MIRRORED, watch={"duration": "10m", "holdback": 0})).judge(GOOD)
+        assert weights(world) == [0, 100]
+        assert world.status.previous and world.status.previous.desired == 4
+
+    def test_its_clock_starts_when_all_pods_are_ready(self) -> None:
+        world = released(self.MIRRORED)
+        world.tick()
+        world.lose(world.revision, 1).run(120)
+        assert world.status.step and world.status.step.started_at is None
+
+    def test_an_approval_decides_where_nothing_is_compared(self) -> None:
+        silent = replace(NEUTRAL, data=Data.NO_TRAFFIC, assessment=assessment(has_data=False, settled=0))
+        world = released(self.APPROVED).judge(silent).until("Paused")
+        assert world.status.step
+        world.run(600)
+        assert world.status.weights.candidate == 0
+        world.ask("approve", step=world.status.step.id)
+        assert weights(world) == [0, 90]
+        assert world.status.history[0].unproven
+
+    def test_proof_and_approval_are_both_needed(self) -> None:
+        world = released({"blueGreen": {"mirror": 20, "approval": True}}).until("Paused")
+        assert world.status.step
+        world.ask("approve", step=world.status.step.id).run(300)
+        assert (world.status.phase, world.status.weights.candidate) == (Phase.PROGRESSING, 0)
+        world.judge(GOOD).until("Watching")
+        assert not world.status.history[0].unproven
+
+    def test_the_way_back_is_one_step_too(self) -> None:
+        world = started(released(self.MIRRORED)).judge(GOOD).until("Watching")
+        world.judge(BAD).tick(5)
+        assert world.status.phase == Phase.ROLLING_BACK
+        assert (world.status.weights.stable, world.status.weights.candidate) == (100, 0)
+        world.until("RolledBack")
+        assert world.status.history[0].outcome == "RolledBackAfterPromotion"
+
+    def test_no_metrics_no_switch_before_the_pods_are_ready(self) -> None:
+        world = released({"blueGreen": {}}, analysis={"mode": "Off"})
+        world.run(20)
+        assert world.status.weights.candidate == 0
+        assert weights(world) == [0, 90]
+
+
+class TestRolling:
+    @pytest.mark.parametrize(
+        ("batch", "shares"),
+        [(1, [25, 50, 75]), (2, [50]), (3, [75]), ("25%", [25, 50, 75]), ("50%", [50]), (9, [75])],
+    )
+    def test_batches_are_exchanged_and_looked_at(self, batch: Any, shares: list[int]) -> None:
+        strategy = {"rolling": {"batch": batch, "duration": "1m"}}
+        world = started(released(strategy, traffic={"podRatio": {}}))
+        world.judge(GOOD)
+        found = dict.fromkeys([world.status.weights.candidate])
+        most = 0
+        for _ in range(400):
+            world.tick(5)
+            if world.status.phase != Phase.PROGRESSING:
+                break
+            roles = [world.status.stable, world.status.candidate]
+            most = max(most, sum(role.desired for role in roles if role))
+            found[world.status.weights.candidate] = None
+        assert [weight for weight in found if weight] == shares
+        assert most <= 5, "one surge pod at most"
+        world.until("Healthy")
+
+    def test_a_batch_waits_for_its_evidence_when_no_time_is_given(self) -> None:
+        blank = replace(NEUTRAL, assessment=assessment(settled=0))
+        world = started(released({"rolling": {"batch": 1}}, traffic={"podRatio": {}}).judge(blank))
+        world.run(600)
+        assert world.status.weights.candidate == 25
+        world.judge(GOOD).until("Watching")
+
+    def test_each_batch_may_wait_for_an_approval(self) -> None:
+        world = released({"rolling": {"batch": 2, "approval": True}}, traffic={"podRatio": {}}).judge(GOOD)
+        world.until("Paused")
+        assert world.status.step
+        world.ask("approve", step=world.status.step.id).until("Watching")
+
+    def test_a_harmful_batch_is_taken_back_pod_by_pod(self) -> None:
+        world = started(released({"rolling": {"batch": 2, "duration": "1m"}}, traffic={"podRatio": {}}))
+        world.judge(BAD).until("RolledBack")
+        assert world.status.stable and world.status.stable.desired == 4
+
+    def test_with_a_router_the_workload_is_elastic(self) -> None:
+        workload = {**spec_of()["workload"], "replicas": 7, "elastic": True}
+        world = started(released({"rolling": {"batch": 2, "duration": "1m"}}, workload=workload))
+        assert (
+            world.status.weights.candidate,
+            world.status.candidate and world.status.candidate.desired,
+        ) == (28, 2)
+        world.run(40)
+        assert world.status.stable and world.status.stable.desired == 5
+        assert [step.weight for step in world.status.plan] == [28, 57, 85]
+        world.judge(GOOD).until("Healthy")
+
+    @pytest.mark.parametrize(("replicas", "steps"), [(1, 1), (2, 1), (1000, 31)])
+    def test_however_many_pods_there_are_the_batches_are_few(self, replicas: int, steps: int) -> None:
+        workload = {**spec_of()["workload"], "replicas": replicas}
+        world = released({"rolling": {"batch": 1}}, workload=workload, traffic={"podRatio": {}})
+        world.tick()
+        assert len(world.status.plan) == steps
+
+
+class TestCanary:
+    def test_it_may_begin_with_copies_and_need_room(self) -> None:
+        steps = [{"weight": 0, "mirror": 50, "duration": "1m"}, {"weight": 10, "size": 100, "duration": "1m"}]
+        world = started(released({"canary": {"steps": steps}}))
+        assert world.status.candidate and world.status.candidate.desired == 2
+        assert world.status.weights.mirror == 50
+        world.judge(GOOD)
+        assert weights(world) == [0, 10, 90]
+
+    def test_the_size_of_a_step_is_ready_before_its_weight(self) -> None:
+        world = released({"canary": {"steps": [{"weight": 10, "size": 100, "duration": "1m"}]}})
+        world.tick()
+        world.lose(world.revision, 3).run(100)
+        assert world.status.weights.candidate == 0
+        world.lose(world.revision, 0)
+        started(world)
+        assert world.status.weights.candidate == 10
+
+    def test_copies_and_weight_need_pods_for_both(self) -> None:
+        world = started(released({"canary": {"steps": [{"weight": 25, "mirror": 50, "duration": "1m"}]}}))
+        assert world.status.candidate and world.status.candidate.desired == 3
+        assert (world.status.weights.candidate, world.status.weights.mirror) == (25, 50)
+
+
+def test_an_edit_of_the_holdback_takes_no_pods_from_a_weight_that_is_still_needed() -> None:
+    """Found by the walk of test_invariants."""
+    world = World(spec=spec_of(workload={**spec_of()["workload"], "replicas": 2})).healthy().release("2")
+    world.run(50).ask("promote").until("Watching").run(50)
+    assert world.status.stable
+    world.lose(world.status.stable.revision, 1).tick()
+    world.edit(watch={"duration": "10m", "holdback": 0, "standby": 0}).run(60)
