@@ -148,7 +148,6 @@ class TestInstalledClusterWide:
             ("get", "secrets", "a"),
             ("list", "configmaps", "a"),
             ("update", "modelrollout.dev/modelrollouts", "a"),
-            ("patch", "modelrollout.dev/modelrollouts", "a"),
             ("delete", "modelrollout.dev/modelrollouts", "a"),
             ("create", "pods", "a"),
             ("delete", "pods", "a"),

@@ -178,7 +178,7 @@ class Reconciler:
         if not reading.accepted:
             memory.routed = None
         elif memory.routed is None or memory.routed[0] != reading.identity:
-            memory.routed = (reading.identity, _routed_since(status, memory, now))
+            memory.routed = (reading.identity, _routed_since(status, memory, now, self._around.timing))
         memory.looked = True
         route = RouteView(
             weights=reading.weights,
@@ -354,7 +354,7 @@ def read_status(rollout: Mapping[str, Any]) -> Status:
         raise UnreadableStatus("status", error) from error
 
 
-def _routed_since(status: Status, memory: Memory, now: float) -> float:
+def _routed_since(status: Status, memory: Memory, now: float, timing: Timing) -> float:
     """Since when a route stands accepted that was not known to be until now.
 
     At the first look after a restart, a clock that runs in the committed status says that it stood before: waiting for
@@ -363,7 +363,7 @@ def _routed_since(status: Status, memory: Memory, now: float) -> float:
     step = status.step
     if memory.looked or step is None or step.started_at is None or step.ends_at is None:
         return now
-    return step.started_at
+    return step.started_at - timing.data_plane  # it had reached the data plane when the clock was started
 
 
 def _parse(rollout: Object, generation: int) -> Parsed:
