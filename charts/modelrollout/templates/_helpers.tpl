@@ -90,7 +90,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- /*
 What the operator does in a namespace that it serves, and nothing more. It reads ModelRollouts and writes their status; it
 owns revisions (ControllerRevisions), their Deployments and Services, and routes. It reads no Secret and no ConfigMap, unless
-trackConfig grants it.
+trackConfig or gates.secrets grants it, and makes no Job unless gates.jobs does.
 */ -}}
 {{- define "modelrollout.rules" -}}
 # patch: a finalizer, before an object of the user's is changed that has to be put back.
@@ -138,5 +138,16 @@ trackConfig grants it.
 - apiGroups: [""]
   resources: [configmaps, secrets]
   verbs: [get, list, watch]
+{{- end }}
+{{- if .Values.gates.secrets }}
+# Only the one that a webhook's secretRef names is read; RBAC can't say so.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+{{- end }}
+{{- if .Values.gates.jobs }}
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 {{- end -}}

@@ -87,7 +87,7 @@ class Reason(_Documented):
     # What is waited for
     USER_REQUEST = "UserRequest", "Someone asked for a pause."
     AWAITING_APPROVAL = "AwaitingApproval", "The step is over and needs an approval."
-    AWAITING_GATE = "AwaitingGate", "The step is over and a gate is not open."
+    AWAITING_GATE = "AwaitingGate", "The step is over and a gate has not passed yet."
     AWAITING_PODS = "AwaitingPods", "Pods are not ready yet."
     AWAITING_ROUTE = (
         "AwaitingRoute",
@@ -114,6 +114,7 @@ class Reason(_Documented):
         "CandidateUnstable",
         "The candidate's containers restarted, or lost readiness, again and again.",
     )
+    GATE_FAILED = "GateFailed", "A webhook or a Job said no, or nothing, for good; the message names it."
     PROGRESS_DEADLINE_EXCEEDED = (
         "ProgressDeadlineExceeded",
         "Pods did not become ready within progressDeadline.",
@@ -171,6 +172,9 @@ class EventReason(_Documented):
     STEP_COMPLETED = "StepCompleted", "A step ended."
     WEIGHT_CHANGED = "WeightChanged", "The split changed within a step."
     AWAITING_APPROVAL = "AwaitingApproval", "A step waits for an approval; the message has the command."
+    AWAITING_GATE = "AwaitingGate", "A gate is asked; the message names it."
+    GATE_PASSED = "GatePassed", "A gate passed."
+    GATE_FAILED = "GateFailed", "A gate failed for good."
     HARM_PROVEN = "HarmProven", "The candidate was proven worse than the harm margin allows."
     GUARDRAIL_BREACHED = "GuardrailBreached", "A guardrail was out of its bounds in several polls in a row."
     CANDIDATE_UNSTABLE = (
@@ -213,6 +217,7 @@ class EventReason(_Documented):
 
 _WARNINGS = frozenset(
     {
+        EventReason.GATE_FAILED,
         EventReason.HARM_PROVEN,
         EventReason.GUARDRAIL_BREACHED,
         EventReason.CANDIDATE_UNSTABLE,

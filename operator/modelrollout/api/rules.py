@@ -18,8 +18,11 @@ from .spec import (
     Analysis,
     BlueGreen,
     Canary,
+    Gate,
+    GateJob,
     GatewayAPI,
     Guardrail,
+    JobResult,
     Latency,
     Metric,
     OwnServices,
@@ -36,6 +39,7 @@ from .spec import (
     Strategy,
     Tolerance,
     Traffic,
+    Webhook,
     Workload,
 )
 from .types import Model, format_duration
@@ -209,6 +213,10 @@ def _one_source(workload: Workload) -> bool:
     return sum(bool(source) for source in sources) == 1
 
 
+def _one_gate(gate: Gate) -> bool:
+    return _set(gate, UNION_MEMBERS[Gate]) == 1
+
+
 def _one_strategy(strategy: Strategy) -> bool:
     return _set(strategy, UNION_MEMBERS[Strategy]) <= 1
 
@@ -244,7 +252,9 @@ def _judged_on_copies(spec: Spec) -> bool:
 
 def _switch_is_decided(spec: Spec) -> bool:
     blue_green = spec.strategy.blue_green
-    return blue_green is None or blue_green.mirror > 0 or blue_green.approval or spec.analysis.mode == "Off"
+    if blue_green is None or blue_green.mirror > 0 or blue_green.approval:
+        return True
+    return bool(spec.gates.promotion) or spec.analysis.mode == "Off"
 
 
 def _preview_is_routed(spec: Spec) -> bool:
@@ -492,10 +502,11 @@ RULES: tuple[Rule[Any], ...] = (
         Spec,
         "strategy.blueGreen",
         "strategy.blueGreen has nothing that decides on the switch: add mirror, to judge copies of requests, or approval: true, "
-        'or set analysis.mode: "Off" to switch as soon as the pods are ready',
+        'or gates.promotion, or set analysis.mode: "Off" to switch as soon as the pods are ready',
         _of_strategies(
             "!has(self.strategy.blueGreen) || (has(self.strategy.blueGreen.mirror) && self.strategy.blueGreen.mirror > 0) || "
-            f"(has(self.strategy.blueGreen.approval) && self.strategy.blueGreen.approval) || {_MODE_OFF}"
+            f"(has(self.strategy.blueGreen.approval) && self.strategy.blueGreen.approval) || {_MODE_OFF} || "
+            "(has(self.gates) && has(self.gates.promotion) && self.gates.promotion.size() > 0)"
         ),
         _switch_is_decided,
     ),
@@ -593,6 +604,55 @@ RULES: tuple[Rule[Any], ...] = (
         "guardrail.max must not be less than guardrail.min: no number would be fine",
         "!has(self.min) || !has(self.max) || double(self.min) <= double(self.max)",
         lambda guardrail: guardrail.min is None or guardrail.max is None or guardrail.min <= guardrail.max,
+    ),
+    Rule(
+        Gate,
+        "",
+        "gates: each takes exactly one of webhook and job: add one or remove the other",
+        "has(self.webhook) != has(self.job)",
+        _one_gate,
+    ),
+    Rule(
+        GateJob,
+        "template",
+        "job.template is needed: write the pod that is to run, as in a Job",
+        "has(self.template)",
+        lambda job: bool(job.template),
+    ),
+    _duration_at_least(GateJob, "deadline", "deadline", 1.0, "a pod needs time to start"),
+    Rule(
+        JobResult,
+        "",
+        "result needs min or max: write the least or greatest number that passes",
+        "has(self.min) || has(self.max)",
+        lambda result: result.min is not None or result.max is not None,
+    ),
+    Rule(
+        JobResult,
+        "max",
+        "result.max must not be less than result.min: no number would pass",
+        "!has(self.min) || !has(self.max) || double(self.min) <= double(self.max)",
+        lambda result: result.min is None or result.max is None or result.min <= result.max,
+    ),
+    Rule(
+        Webhook,
+        "timeout",
+        "webhook.timeout must be at least 100ms and at most 2m: for what takes longer, answer at once and use a job, or retries",
+        _unless_absent(
+            "timeout",
+            "duration(self.timeout) >= duration('100ms') && duration(self.timeout) <= duration('2m')",
+        ),
+        lambda webhook: 0.1 <= webhook.timeout <= 120.0,
+    ),
+    Rule(
+        Spec,
+        "gates.promotion",
+        "gates.promotion is not for a shadow that stops, which promotes nothing: remove it, or set shadow.then: Canary",
+        "!has(self.gates) || !has(self.gates.promotion) || self.gates.promotion.size() == 0 || !has(self.strategy) || "
+        "!has(self.strategy.shadow) || (has(self.strategy.shadow.then) && self.strategy.shadow.then == 'Canary')",
+        lambda spec: (
+            not spec.gates.promotion or spec.strategy.shadow is None or spec.strategy.shadow.then == "Canary"
+        ),
     ),
     _duration_at_least(Spec, "progressDeadline", "progress_deadline", 1.0, "pods need time to start"),
 )

@@ -415,6 +415,81 @@ class Traffic(Model):
         return next((name for name, member in members if member is not None), "podRatio")
 
 
+_URL = r"^https?://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?(/[^\s#]*)?$"
+
+
+class SecretKey(Model):
+    """A key of a Secret in the namespace of the ModelRollout."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Key in its data."""
+
+
+class Webhook(Model):
+    """A question by HTTP: a POST that is answered with 2xx passes. Redirects are not followed."""
+
+    url: Annotated[str, StringConstraints(min_length=8, max_length=2048, pattern=_URL)]
+    """Where the question goes. The operator must have been installed with this URL, or its beginning, among
+    gates.webhooks."""
+    secret_ref: SecretKey | None = None
+    """The key that the question is signed with (HMAC-SHA256); left out: it is not signed. The operator must have been
+    installed with gates.secrets: true."""
+    timeout: Duration = 10.0
+    """Time for one answer, from the name of the host to the last byte."""
+    retries: Annotated[int, Field(strict=True, ge=0, le=100)] = 3
+    """How often it is asked again when the answer is not 2xx, or there is none: after 1s, 2s, 4s and so on, at most 60s."""
+
+
+class JobResult(Model):
+    """What the number must be that a Job leaves behind."""
+
+    min: DecimalString | None = None
+    """Least number that passes; left out: none."""
+    max: DecimalString | None = None
+    """Greatest number that passes; left out: none."""
+
+
+class GateJob(Model):
+    """A Job that must succeed, such as an offline evaluation of the model."""
+
+    template: JsonObject = Field(default_factory=dict, json_schema_extra=_TEMPLATE)
+    """The pod template, as in a Job; restartPolicy is Never where it says nothing. MODEL_NAME, MODEL_VERSION, MODEL_URI,
+    ROLLOUT, REVISION, BASELINE_REVISION, CANDIDATE_SERVICE, BASELINE_SERVICE and GATE are set as environment variables
+    where the template does not set them."""
+    deadline: Duration = 3_600.0
+    """The Job must be over within this."""
+    retries: Annotated[int, Field(strict=True, ge=0, le=10)] = 0
+    """How many of its pods may fail before the Job has failed (backoffLimit)."""
+    result: JobResult | None = None
+    """Bounds on the number that the first container writes to its termination log: a decimal, or JSON like
+    {"value": 0.93}. Left out: that the Job succeeds is enough."""
+
+
+class Gate(Model):
+    """Something outside of the operator that must say yes: a name and one kind."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=_LABEL)]
+    """Name of the gate in messages and status."""
+    webhook: Webhook | None = None
+    """A question by HTTP: a POST that is answered with 2xx passes."""
+    job: GateJob | None = None
+    """A Job that must succeed, such as an offline evaluation of the model."""
+    on_failure: Literal["Rollback", "Pause"] = "Rollback"
+    """What a gate that failed for good does. Pause: the rollout waits for promote, abort or, to ask once more, resume."""
+
+
+class Gates(Model):
+    """Gates before the first step and before the promotion, whatever the strategy. Each list is asked one after the other.
+    A first deployment has none: nothing serves that could be kept."""
+
+    start: Annotated[tuple[Gate, ...], Field(max_length=8)] = ()
+    """Asked once a first pod of the candidate is ready, before it gets any request."""
+    promotion: Annotated[tuple[Gate, ...], Field(max_length=8)] = ()
+    """Asked when the last step is over and the candidate is proven harmless, before it takes over."""
+
+
 class Step(Model):
     """A weight, and what must have happened before the next one."""
 
@@ -434,6 +509,8 @@ class Step(Model):
     """Least number of requests to the candidate in this step."""
     approval: Bool = False
     """True: at its end the step waits for the annotation modelrollout.dev/approve."""
+    gates: Annotated[tuple[Gate, ...], Field(max_length=8)] = ()
+    """Asked one after the other at its end, before an approval."""
 
 
 class Canary(Model):
@@ -741,6 +818,8 @@ class Spec(Model):
     """How requests are split between baseline and candidate: one of its members; left out: podRatio."""
     strategy: Strategy = Field(default_factory=Strategy)
     """How a candidate takes over: one of its members; left out: canary with planned steps."""
+    gates: Gates = Field(default_factory=Gates)
+    """Questions outside of the operator, before the first step and before the promotion. Those at a step stand there."""
     analysis: Analysis = Field(default_factory=Analysis)
     """How the candidate is compared with the baseline; needed, at least with one metric or with mode "Off"."""
     watch: Watch = Field(default_factory=Watch)
@@ -759,16 +838,41 @@ class Spec(Model):
         return self.service.name or rollout
 
     @property
+    def all_gates(self) -> tuple[tuple[str, Gate], ...]:
+        """Every gate with the field that it stands in, like spec.gates.start."""
+        step = "spec.strategy.shadow.canary.steps" if self.strategy.shadow else "spec.strategy.canary.steps"
+        return (
+            *(("spec.gates.start", gate) for gate in self.gates.start),
+            *((f"{step}.gates", gate) for one in self.strategy.steps for gate in one.gates),
+            *(("spec.gates.promotion", gate) for gate in self.gates.promotion),
+        )
+
+    @property
     def routed_port(self) -> ServicePort:
         """The service port that a router sends requests to."""
         wanted = self.traffic.gateway_api.port if self.traffic.gateway_api else None
         return next((port for port in self.service.ports if port.name == wanted), self.service.ports[0])
 
     def without_template(self) -> dict[str, Any]:
-        """The wire form for `status.accepted`; `from_wire` reads it back, with an empty template."""
+        """The wire form for `status.accepted`; `from_wire` reads it back, with empty templates."""
         wire = self.to_wire()
         del wire["workload"]["template"]
+        _drop_templates(wire["strategy"])
+        _drop_templates(wire["gates"])
         return wire
+
+
+def _drop_templates(value: Any) -> None:
+    """Take the pod templates of gates out of a wire form."""
+    if isinstance(value, list):
+        for item in value:
+            _drop_templates(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key == "job":
+                item.pop("template", None)
+            else:
+                _drop_templates(item)
 
 
 UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {
@@ -777,6 +881,7 @@ UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {
     RouteFilter: ("request_header_modifier", "response_header_modifier", "url_rewrite", "extension_ref"),
     Strategy: ("canary", "rolling", "blue_green", "shadow"),
     Metric: ("ratio", "score", "latency", "guardrail"),
+    Gate: ("webhook", "job"),
 }
 """Attributes of which at most one may be set; neither they nor anything inside has a default in the CRD."""
 
@@ -785,5 +890,8 @@ LIST_KEYS: dict[tuple[type[Model], str], str] = {
     (RouteMatch, "headers"): "name",
     (Analysis, "metrics"): "name",
     (GatewayAPI, "hostnames"): "",
+    (Step, "gates"): "name",
+    (Gates, "start"): "name",
+    (Gates, "promotion"): "name",
 }
 """Lists whose items differ by this field, or (empty) are all different: `x-kubernetes-list-type` map and set."""

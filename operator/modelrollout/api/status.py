@@ -87,6 +87,18 @@ class Weights(Model):
         return compared_share(self.candidate, self.mirror)
 
 
+class PlanGate(Model):
+    """One gate of a compiled step; the spec says how it is asked."""
+
+    id: str = Field(description="Short hash of its place and content.")
+    name: str = Field(description="Name from the spec.")
+    retries: int = Field(0, description="How often it is asked again before it has failed.")
+    pauses: bool = Field(
+        False, description="Whether the rollout pauses when it fails, and is not rolled back."
+    )
+    promotion: bool = Field(False, description="Whether it stands before the promotion.")
+
+
 class PlanStep(Model):
     """One compiled step."""
 
@@ -111,6 +123,9 @@ class PlanStep(Model):
         description="Whether the attempt ends after it, as the last one, with a verdict and no takeover.",
     )
     preview: bool = Field(False, description="Whether the candidate can be reached besides, for previews.")
+    gates: list[PlanGate] = Field(
+        default_factory=list, description="What is asked at its end, in this order.", max_length=16
+    )
 
     @property
     def load(self) -> int:
@@ -128,6 +143,36 @@ class PlanStep(Model):
         copies = f"copies of {self.mirror} %" if self.mirror else ""
         weight = f"{self.weight} %" if self.weight or not self.mirror else ""
         return " and ".join(part for part in (weight, copies) if part) + " to the candidate"
+
+
+class GateState(StrEnum):
+    """Where a gate stands."""
+
+    RUNNING = "Running"
+    WAITING = "Waiting"
+    PASSED = "Passed"
+    FAILED = "Failed"
+
+
+class GateStatus(Model):
+    """A gate of the current step that was asked."""
+
+    id: str = Field(description="Id of the gate.")
+    name: str = Field(description="Name from the spec.")
+    state: GateState = Field(
+        description="Running while an answer is waited for, Waiting until it is asked again, Passed or Failed."
+    )
+    since: Time = Field(description="Since when.")
+    asked: int = Field(1, description="How often it was asked in this turn.")
+    turn: int = Field(1, description="Rises when a resume asks it anew.")
+    again_at: Time | None = Field(None, description="When it is asked again.")
+    value: str | None = Field(None, description="The number that its Job left behind.")
+    message: str | None = Field(None, description="What was answered last, or what is waited for.")
+
+    @property
+    def question(self) -> str:
+        """Names one asking of it within its step; the answer to another one does not count."""
+        return f"{self.id}/{self.turn}/{self.asked}"
 
 
 class StepStatus(Model):
@@ -155,12 +200,24 @@ class StepStatus(Model):
     baseline_ready: int = Field(0, description="Ready baseline pods at the last raise of the weight.")
     short: bool = Field(False, description="Whether fewer candidate pods are ready than the weight needs.")
     reason: str | None = Field(None, description="What it is waiting for.")
+    gates: list[GateStatus] = Field(
+        default_factory=list, description="Its gates, as far as they were asked.", max_length=16
+    )
+
+    def gate(self, id: str) -> GateStatus | None:
+        """A gate that was asked."""
+        return next((gate for gate in self.gates if gate.id == id), None)
+
+    @property
+    def asking(self) -> GateStatus | None:
+        """The gate whose answer is waited for; there is one at a time."""
+        return next((gate for gate in self.gates if gate.state is GateState.RUNNING), None)
 
 
 class PauseStatus(Model):
     """A pause that stands in the status (spec.paused holds besides)."""
 
-    reason: str = Field(description="UserRequest, Inconclusive or TrafficMismatch.")
+    reason: str = Field(description="UserRequest, Inconclusive, TrafficMismatch or GateFailed.")
     since: Time = Field(description="Since when.")
 
 

@@ -58,14 +58,20 @@ def _name_problems(obj: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _template_problems(spec: Spec) -> Iterator[Problem]:
-    pod = spec.workload.template.get("spec")
-    if not spec.workload.template:
-        return  # a rule says that it is missing
-    field = "spec.workload.template.spec"
-    if not isinstance(pod, Mapping):
-        yield Problem(field, "the pod template needs a spec with containers, as in a Deployment")
-    elif not isinstance(pod.get("containers"), list) or not pod["containers"]:
-        yield Problem(f"{field}.containers", "the pod template needs at least one container")
+    templates = [("spec.workload.template", spec.workload.template)]
+    templates += [
+        (f"{place}[{gate.name}].job.template", gate.job.template)
+        for place, gate in spec.all_gates
+        if gate.job
+    ]
+    for place, template in templates:
+        pod, field = template.get("spec"), f"{place}.spec"
+        if not template:
+            continue  # a rule says that it is missing
+        if not isinstance(pod, Mapping):
+            yield Problem(field, "the pod template needs a spec with containers, as in a Deployment")
+        elif not isinstance(pod.get("containers"), list) or not pod["containers"]:
+            yield Problem(f"{field}.containers", "the pod template needs at least one container")
 
 
 def _walk(part: Model, path: str) -> Iterator[Problem]:

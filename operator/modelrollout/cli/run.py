@@ -26,6 +26,15 @@ import click
 @click.option(
     "--track-config", is_flag=True, help="Serve workload.trackConfig; needs the right to read Secrets."
 )
+@click.option(
+    "--gate-webhook",
+    "gate_webhooks",
+    multiple=True,
+    metavar="URL",
+    help='Gates may call URLs that begin so; can be repeated; "*": any.',
+)
+@click.option("--gate-secrets", is_flag=True, help="Sign them; needs the right to get Secrets.")
+@click.option("--gate-jobs", is_flag=True, help="Serve gates with a job; needs rights on Jobs.")
 @click.option("--verbose", is_flag=True, help="Log what is decided in each round.")
 def run(
     namespaces: tuple[str, ...],
@@ -38,6 +47,9 @@ def run(
     lease_name: str,
     workers: int,
     track_config: bool,
+    gate_webhooks: tuple[str, ...],
+    gate_secrets: bool,
+    gate_jobs: bool,
     verbose: bool,
 ) -> None:
     """Run the operator."""
@@ -45,6 +57,7 @@ def run(
 
     from ..controller.operator import run as run_operator
     from ..controller.settings import Settings, parse_listen, parse_server, read_config
+    from ..controller.webhook import parse_beginning
     from ..decision.types import Timing
 
     _log_to_stderr(verbose)
@@ -66,6 +79,9 @@ def run(
             lease_name=lease_name,
             workers=workers,
             track_config=track_config,
+            gate_webhooks=tuple(parse_beginning(text) for text in gate_webhooks),
+            gate_secrets=gate_secrets,
+            gate_jobs=gate_jobs,
         )
         code = asyncio.run(
             run_operator(

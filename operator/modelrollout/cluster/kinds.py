@@ -51,6 +51,7 @@ class Kind:
 MODEL_ROLLOUT = Kind("modelrollout.dev", "v1alpha1", "modelrollouts", "ModelRollout")
 DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
 REPLICA_SET = Kind("apps", "v1", "replicasets", "ReplicaSet")
+JOB = Kind("batch", "v1", "jobs", "Job")
 CONTROLLER_REVISION = Kind("apps", "v1", "controllerrevisions", "ControllerRevision")
 SERVICE = Kind("", "v1", "services", "Service")
 CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
@@ -74,6 +75,7 @@ KINDS: Mapping[tuple[str, str], Kind] = {
         MODEL_ROLLOUT,
         DEPLOYMENT,
         REPLICA_SET,
+        JOB,
         CONTROLLER_REVISION,
         SERVICE,
         CONFIG_MAP,

@@ -3,10 +3,10 @@ says of the pod template. Each question is asked once, not every few seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
-from ..api.conditions import Reason
-from ..api.spec import Spec
+from ..api.conditions import ConditionType, Reason
+from ..api.spec import Gate, Spec
 from ..api.status import Status
 from ..cluster.errors import Forbidden, Invalid, KindNotServed
 from ..cluster.kinds import (
@@ -21,6 +21,7 @@ from ..cluster.kinds import (
 )
 from ..cluster.port import Cluster
 from ..cluster.store import Key, Store
+from ..planning.steps import gates_by_id
 from ..traffic import router_of
 from ..workloads import (
     Children,
@@ -33,7 +34,9 @@ from ..workloads import (
     selector_overlap,
     template_labels,
 )
-from ..workloads.children import child_name
+from ..workloads.children import child_name, name_in
+from ..workloads.gates import gate_job
+from .gates import GateRights
 from .memory import Checked, Memory
 
 RECHECK = 60.0  # seconds after which an obstacle in the cluster is looked at again
@@ -51,12 +54,14 @@ class Acceptance:
         *,
         servers: Collection[str],
         query_problem: QueryProblem,
+        gates: GateRights,
         now: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._store = store
         self._servers = servers
         self._query_problem = query_problem
+        self._gates = gates
         self._now = now
         self._conflicts: dict[tuple[str, str], Problem] | None = None
 
@@ -76,6 +81,7 @@ class Acceptance:
     ) -> Problem | None:
         """Why the spec can't be acted on; None if it can. Raises the errors of `cluster.errors`."""
         problem = self._plain(rollout, spec, status, children)
+        problem = problem or await self._jobs(rollout, spec, status, memory)
         if problem is not None:
             return problem
         roles = (status.stable, status.candidate, status.previous)
@@ -112,9 +118,9 @@ class Acceptance:
                 Reason.UNKNOWN_PROMETHEUS,
                 f"spec.analysis.prometheus is {analysis.prometheus!r}, which the operator does not know (it has: {named})",
             )
-        unreadable = self._query_problem(rollout, spec)
-        if unreadable is not None:
-            return unreadable
+        refused = self._query_problem(rollout, spec) or self._gates.problem(spec)
+        if refused is not None:
+            return refused
         if self._conflicts is None:
             objects = (self._store.get(MODEL_ROLLOUT, *key) for key in self._store.rollouts())
             self._conflicts = conflicts(obj for obj in objects if obj is not None)
@@ -147,6 +153,35 @@ class Acceptance:
             if error.namespace_terminating:
                 raise
             return Problem(Reason.NOT_SUPPORTED, f"a Deployment can't be made: {_words(error.message)}")
+        return None
+
+    async def _jobs(self, rollout: Object, spec: Spec, status: Status, memory: Memory) -> Problem | None:
+        """What the API server says of the Jobs of gates; asked once for each content, and not of an accepted generation."""
+        jobs = {id: gate for id, gate in gates_by_id(spec).items() if gate.job is not None}
+        accepted = any(c.type == ConditionType.ACCEPTED and c.status == "True" for c in status.conditions)
+        if not jobs or (accepted and status.observed_generation == rollout["metadata"].get("generation")):
+            return None
+        checked, question = memory.checked_gates, tuple(sorted(jobs))
+        if checked is None or checked.question != question or self._now() >= checked.again_at:
+            problem = await self._dry_run_jobs(rollout, spec, jobs.values())
+            lasting = problem is None or problem.reason is Reason.INVALID_TEMPLATE
+            again = float("inf") if lasting else self._now() + RECHECK
+            checked = memory.checked_gates = Checked(question, problem, again)
+        return checked.problem
+
+    async def _dry_run_jobs(self, rollout: Object, spec: Spec, gates: Iterable[Gate]) -> Problem | None:
+        for gate in gates:
+            job = gate_job(rollout, spec, Status(), Children(), gate, f"{name_in(rollout)[:40]}-gate-check")
+            try:
+                await self._cluster.apply(job, dry_run=True)
+            except Invalid as error:
+                words = f"the template of gate {gate.name}: {_words(error.message)}"
+                return Problem(Reason.INVALID_TEMPLATE, words)
+            except Forbidden as error:
+                if error.namespace_terminating:
+                    raise
+                words = f"the Job of gate {gate.name} can't be made: {_words(error.message)}"
+                return Problem(Reason.NOT_SUPPORTED, words)
         return None
 
     async def _names(self, rollout: Object, names: list[tuple[Kind, str]]) -> Problem | None:

@@ -7,7 +7,7 @@ object, and fight GitOps tools.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain, repeat
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     ENDPOINT_SLICE,
+    JOB,
     MODEL_ROLLOUT,
     POD,
     ROLLOUT_LABEL,
@@ -33,14 +34,19 @@ CHILDREN: tuple[Kind, ...] = (
     SERVICE,
     ENDPOINT_SLICE,
     POD,
+    JOB,
 )
 """Kinds of which only objects with our label are watched."""
 
-WATCHED: tuple[Kind, ...] = (MODEL_ROLLOUT, *CHILDREN, *ROUTES)
-"""All that is watched. The user's routes carry no label of ours between rollouts, so of routes all are."""
-
 # (kind, object, whether it is gone, whether it comes from a fresh listing)
 Seen = Callable[[Kind, Object, bool, bool], None]
+
+
+def watched(settings: Settings) -> tuple[Kind, ...]:
+    """All that is watched. The user's routes carry no label of ours between rollouts, so of routes all are. Jobs only with
+    the right to them."""
+    children = [kind for kind in CHILDREN if kind is not JOB or settings.gate_jobs]
+    return (MODEL_ROLLOUT, *children, *ROUTES)
 
 
 def selector_of(kind: Kind) -> str | None:
@@ -48,10 +54,10 @@ def selector_of(kind: Kind) -> str | None:
     return ROLLOUT_LABEL if kind in CHILDREN else None
 
 
-def make_registry(seen: Seen) -> kopf.OperatorRegistry:
+def make_registry(seen: Seen, kinds: Iterable[Kind]) -> kopf.OperatorRegistry:
     """A registry with one event handler for each watched kind."""
     registry = kopf.OperatorRegistry()
-    for kind in WATCHED:
+    for kind in kinds:
         _handle(registry, kind, seen)
     login = _login_in_cluster if os.environ.get("KUBERNETES_SERVICE_HOST") else kopf.login_with_kubeconfig
     kopf.on.login(registry=registry)(login)

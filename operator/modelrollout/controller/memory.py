@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ..api.spec import Spec
 from ..cluster.pods import Pod
 from ..cluster.store import Key
-from ..decision.types import Judgement
+from ..decision.types import GateReading, Judgement
 from ..evidence.plan import Plan
 from ..evidence.split import Split
 from ..evidence.state import State
@@ -67,6 +67,14 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Asking:
+    """A question to a gate that is under way, and who brings the answer."""
+
+    question: str
+    task: asyncio.Task[GateReading]
+
+
+@dataclass(frozen=True, slots=True)
 class Parsed:
     """The spec of one generation; None with a problem if it can't be read."""
 
@@ -85,7 +93,9 @@ class Memory:
     attempt: int = 0  # that the evidence belongs to
     next_poll: float = 0.0
     look: Look | None = None
+    asking: Asking | None = None
     committed_at: float = 0.0
+    checked_gates: Checked | None = None
     checked: Checked | None = None
     routed: tuple[str, float] | None = None  # identity of the route, and since when it stands accepted
     looked: bool = False  # whether this process has looked at the route before
@@ -135,6 +145,12 @@ class Memory:
         if self.look is not None:
             self.look.task.cancel()
             self.look = None
+
+    def end_asking(self) -> None:
+        """Nobody waits for a gate's answer any more, or there was none."""
+        if self.asking is not None:
+            self.asking.task.cancel()
+            self.asking = None
 
     def read_accepted(self, accepted: Mapping[str, Any] | None) -> Spec | None:
         """The last accepted spec, read once."""
@@ -201,9 +217,15 @@ class Memories:
             found = self._all[key] = Memory(uid)
         return found
 
+    def close(self) -> None:
+        """Forget all of them."""
+        for key in list(self._all):
+            self.forget(key)
+
     def forget(self, key: Key) -> bool:
         """Drop what is known of a rollout; whether there was anything."""
         gone = self._all.pop(key, None)
         if gone is not None:
             gone.end_look()
+            gone.end_asking()
         return gone is not None

@@ -37,7 +37,8 @@ from ..cluster.references import References
 from ..cluster.store import Key, Store
 from ..telemetry.servers import PrometheusServer, new_pool
 from .acceptance import Acceptance
-from .handlers import WATCHED, make_registry, make_settings, selector_of
+from .gates import GateRights, Gates
+from .handlers import make_registry, make_settings, selector_of, watched
 from .health import CHECK_SECONDS, HealthServer, check_queue, check_watch
 from .judge import Judge, query_problem
 from .memory import UnreadableStatus
@@ -243,15 +244,19 @@ async def _work(parts: _Parts) -> None:
         }
         for server in servers.values():
             stack.callback(server.close)
+        rights = GateRights(settings.gate_webhooks, settings.gate_secrets, settings.gate_jobs)
         acceptance = Acceptance(
             parts.cluster,
             parts.store,
             servers=set(servers),
             query_problem=lambda rollout, spec: query_problem(rollout, spec, settings.servers),
+            gates=rights,
             now=time.time,
         )
         references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
         stack.push_async_callback(references.close)
+        gates = Gates(parts.cluster, rights, now=time.time, wake=parts.queue.add, may_ask=parts.may_write)
+        stack.push_async_callback(gates.close)
         around = Surroundings(
             cluster=parts.cluster,
             store=parts.store,
@@ -260,8 +265,10 @@ async def _work(parts: _Parts) -> None:
             metrics=parts.metrics,
             timing=settings.timing,
             sources=Sources(parts.store, references, track_config=settings.track_config),
+            gates=gates,
         )
         reconciler = Reconciler(around)
+        stack.callback(reconciler.close)
         # Kopf comes last: when it stops, it waits for every task that is younger than itself, and cancels it.
         workers = [
             asyncio.create_task(_worker(parts, reconciler), name=f"worker-{number}")
@@ -310,7 +317,7 @@ async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
 
     settings, before = parts.settings, asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
-        registry=make_registry(seen),
+        registry=make_registry(seen, watched(settings)),
         settings=make_settings(settings),
         standalone=True,
         clusterwide=not settings.namespaces,
@@ -349,7 +356,7 @@ async def _read_all(parts: _Parts, acceptance: Acceptance) -> None:
     pause = 0.5
     while not parts.stop.is_set():
         try:
-            for kind in WATCHED:
+            for kind in watched(parts.settings):
                 await _read(parts, acceptance, kind)
         except ClusterError as error:
             why = _hint(error)
@@ -405,7 +412,7 @@ async def _resync(parts: _Parts, acceptance: Acceptance) -> None:
             await asyncio.wait_for(parts.stop.wait(), pause)
         now = time.monotonic()
         everything = now >= due
-        kinds = WATCHED if everything else tuple(parts.relist)
+        kinds = watched(parts.settings) if everything else tuple(parts.relist)
         parts.relist.clear()
         for kind in kinds:
             try:

@@ -26,12 +26,13 @@ from ..cluster.store import Key, Ref, Store
 from ..decision.decide import decide
 from ..decision.types import Decision, Event, Judgement, Observation, RouteView, Timing, Wish
 from ..traffic import restorations, route_actions, router_of
-from ..workloads import Children, Problem, observe, pinned, referred, workload_actions
+from ..workloads import Children, Problem, gate_actions, observe, pinned, referred, workload_actions
 from ..workloads.children import revision_of
 from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
 from .acceptance import Acceptance
 from .commit import worth_committing
 from .deletion import add_finalizer, finalizes, finish
+from .gates import Gates
 from .judge import Judge
 from .memory import Memories, Memory, Parsed, UnreadableStatus
 from .metrics import Metrics
@@ -53,6 +54,7 @@ class Surroundings:
     metrics: Metrics
     timing: Timing
     sources: Sources
+    gates: Gates
     now: Callable[[], float] = time.time
 
 
@@ -62,6 +64,10 @@ class Reconciler:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._memories = Memories()
+
+    def close(self) -> None:
+        """End all that is under way in the background."""
+        self._memories.close()
 
     async def round(self, key: Key) -> float | None:
         """One round; the seconds to the next one, or None to wait for an event.
@@ -199,6 +205,7 @@ class Reconciler:
             revisions=revisions,
             route=route,
             stored=frozenset(revision for obj in records if (revision := revision_of(obj))),
+            gates=self._around.gates.read(rollout, status, children, memory),
             pinned=first or pinned(rollout, spec, children),
         )
 
@@ -259,11 +266,13 @@ class Reconciler:
             failed += await self._carry_out(hold_actions(rollout, spec), done)
             # Not held, nothing of the user's is changed that would have to be restored; what is changed goes on.
             bars = bool(failed) and not restorations(rollout, self._children(key))
-            for step in (workload_actions, route_actions):
+            for step in (workload_actions, route_actions, gate_actions):
                 if step is route_actions and (bars or memory.holds_back(now)):
                     continue
                 children = self._around.sources.children(key, rollout, (spec,), status)
                 failed += await self._carry_out(step(rollout, spec, status, children, now), done)
+            children = self._around.sources.children(key, rollout, (spec,), status)
+            self._around.gates.ask(rollout, spec, status, children, memory)
             failed += await self._carry_out(let_go_actions(rollout, spec, self._children(key)), done)
             if any(isinstance(error, NameTaken) for error in failed):
                 self._around.acceptance.taken(memory)

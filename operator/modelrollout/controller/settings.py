@@ -36,6 +36,9 @@ class Settings:
     lease_name: str = "modelrollout"
     workers: int = 8
     track_config: bool = False  # whether ConfigMaps and Secrets may be read
+    gate_webhooks: tuple[str, ...] = ()  # beginnings of the URLs that gates may call; "*": any
+    gate_secrets: bool = False  # whether the Secrets that sign them may be read
+    gate_jobs: bool = False  # whether Jobs may be made
     resync: float = 600.0  # seconds between two complete readings of the cluster
 
 

@@ -74,10 +74,10 @@ def needed(round: Round) -> int:
 
 
 def _standing_by(round: Round) -> int:
-    """Pods that the step wants to be there, whatever the candidate gets."""
+    """Pods that the step wants to be there, whatever the candidate gets; one at least, for whoever is to look at it."""
     if not round.comparing or round.status.step is None or round.status.parked:
         return 0
-    return _ceil(round.capacity * round.plan_step.size, 100)
+    return max(_ceil(round.capacity * round.plan_step.size, 100), 0 if round.plan_step.load else 1)
 
 
 def _answering(round: Round) -> int:

@@ -16,6 +16,7 @@ from ..evidence.assessment import may_advance
 from ..evidence.verdict import MetricAssessment
 from .capacity import at_goal, full_size, full_weight, needed
 from .explain import evidence_summary, harm_summary, pods_summary, span
+from .gates import awaiting, failure_advice, gate_failed
 from .round import Round
 from .transitions import (
     advance,
@@ -217,6 +218,8 @@ def paused(round: Round) -> Round | None:
         return None
     reason = next((known for known in _PAUSES if pause and known == pause.reason), Reason.PAUSED)
     detail = _PAUSES.get(reason, "paused by spec.paused")
+    if reason is Reason.GATE_FAILED:
+        detail = failure_advice(round)
     if round.phase == W:
         return None if _watch_ending(round) else round.wait(reason, f"watch held: {detail}")
     return _paused(round, reason, detail)
@@ -225,6 +228,7 @@ def paused(round: Round) -> Round | None:
 _PAUSES = {
     Reason.USER_REQUEST: "paused by request; resume with modelrollout.dev/resume",
     Reason.INCONCLUSIVE: "nothing is proven within the deadline: promote, abort, or resume for one more deadline",
+    Reason.GATE_FAILED: "a gate failed",  # `failure_advice` says which
     Reason.TRAFFIC_MISMATCH: (
         "the observed split is not what the route says: look for callers that bypass the route, long-lived connections "
         "and probes that are counted as requests; then resume"
@@ -325,6 +329,11 @@ def unfinished(round: Round) -> Round | None:
     return None
 
 
+def gated(round: Round) -> Round | None:
+    """The step is over and waits for its gates."""
+    return awaiting(round)
+
+
 def unapproved(round: Round) -> Round | None:
     """The step is over and waits for an approval."""
     if not round.plan_step.approval or round.step.approved:
@@ -414,29 +423,48 @@ def _all_proven(round: Round) -> bool:
 
 
 def finished(round: Round) -> Round | None:
-    """The last step: promote what is proven, or end with the verdict if the plan says so; wait for what is not."""
-    analysis, assessment = round.spec.analysis, round.judged.assessment
+    """The last step: promote what is proven, or end with the verdict if the plan says so; wait for what is not, and then
+    for the gates before the promotion."""
     going = replace(_going(round), may_raise=True)
-    end = stop if round.plan_step.stop else promote
     if round.frozen:
         return going.wait(
             Reason.PROGRESSING, "the promotion waits for an acceptable spec", step_runs=True, active_runs=True
         )
+    verdict = _verdict(round)
+    if verdict is None:
+        return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), step_runs=True, active_runs=True)
+    held = awaiting(round, promotion=True)
+    if held is not None:
+        return held
+    end = stop if round.plan_step.stop else promote
+    return end(going, unproven=verdict.unproven, why=verdict.why, reason=verdict.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Why the last step may end, and whether that is proven."""
+
+    unproven: bool
+    why: str
+    reason: Reason
+
+
+def _verdict(round: Round) -> _Verdict | None:
+    """What the comparison came to; None if it has to go on."""
+    analysis, assessment = round.spec.analysis, round.judged.assessment
     if analysis.mode == "Off":
-        return end(going, unproven=True, why="analysis.mode is Off", reason=Reason.NOT_PROVEN)
+        return _Verdict(True, "analysis.mode is Off", Reason.NOT_PROVEN)
     if _all_proven(round):
-        return end(going, unproven=False, why=evidence_summary(round))
+        return _Verdict(False, evidence_summary(round), Reason.PROVEN_HARMLESS)
     if not round.plan_step.load and not _unlooked(round):
-        why = "the candidate got no requests that could be compared"
-        return end(going, unproven=True, why=why, reason=Reason.NOT_PROVEN)
+        return _Verdict(True, "the candidate got no requests that could be compared", Reason.NOT_PROVEN)
     polls = assessment.settled_polls if assessment else 0
     nothing_to_prove = not any(metric.gating and metric.kind != "guardrail" for metric in analysis.metrics)
     if nothing_to_prove and polls >= SETTLED_POLLS:
-        why = "no gating metric carries an error bound"
-        return end(going, unproven=True, why=why, reason=Reason.NOT_PROVEN)
+        return _Verdict(True, "no gating metric carries an error bound", Reason.NOT_PROVEN)
     if round.status.unproven and not _unlooked(round):
-        return end(going, unproven=True, why="the deadline passed without proof", reason=Reason.INCONCLUSIVE)
-    return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), step_runs=True, active_runs=True)
+        return _Verdict(True, "the deadline passed without proof", Reason.INCONCLUSIVE)
+    return None
 
 
 # 16: the end of a phase
@@ -539,12 +567,14 @@ CHAIN: tuple[Link, ...] = (
     Link("7", (*C, P, W), harmful),
     Link("8", (*C, W), promotion_requested, forward=True),
     Link("8a", C, deadline_passed),
+    Link("8b", C, gate_failed),
     Link("9", (*C, W), paused),
     Link("10", (*C, W), metrics_away),
     Link("7", (*C, P, W), outlier),
     Link("11", C, not_carried),
     Link("12", C, unfinished),
-    Link("13", C, unapproved),
+    Link("13", C, gated),
+    Link("13a", C, unapproved),
     Link("14", C, further_step),
     Link("15", C, finished),
     Link("16", (F, P, W, B), phase_ends),

@@ -10,6 +10,7 @@ from ..api.status import PauseStatus, Phase, RestartStatus, Status, UndoStatus
 from .capacity import at_goal, needed, set_sizes, set_weights
 from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
 from .clocks import set_clocks
+from .gates import ask_anew, next_asking, note_gates
 from .plans import follow_plan
 from .report import FAILED_POLLS, report
 from .requests import read_requests
@@ -66,7 +67,8 @@ def decide(
             return _invalid(wish, status, refusal, now)
         round = _enter(read_requests(round))
     else:
-        round = note_data(note_pods(follow_plan(apply_requests(read_requests(round)))))
+        round = note_gates(follow_plan(apply_requests(read_requests(round))))
+        round = note_data(note_pods(round))
         round = run_chain(start_clock(round))
     return _finish(round)
 
@@ -172,6 +174,8 @@ def apply_requests(round: Round) -> Round:
             round = round.put(deadline_at=None, deadline_left=round.spec.analysis.deadline)
         if pause.reason == Reason.TRAFFIC_MISMATCH:
             round = round.put(split_off_since=None)
+        if pause.reason == Reason.GATE_FAILED and round.status.step is not None:
+            round = ask_anew(round)
     return _resume_watch(_restart(_undo(round)))
 
 
@@ -328,6 +332,7 @@ def next_time(round: Round) -> float | None:
         status.watch.ends_at if status.watch else None,
         status.watch.latest if status.watch else None,
         *(gone.until for gone in status.retiring),
+        next_asking(round),
     ]
     if status.rolling_back_since is not None:
         times.append(status.rolling_back_since + round.spec.progress_deadline)

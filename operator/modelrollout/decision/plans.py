@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..api.status import PlanStep
 from ..evidence.engine import new_step
-from ..planning.steps import compile_steps
+from ..planning.steps import compile_steps, gates_by_id
 from .round import Round
 from .transitions import first_step
 
@@ -19,14 +19,14 @@ def follow_plan(round: Round) -> Round:
     new = list(compile_steps(round.spec, attempt=status.attempt, capacity=status.capacity_at_start or 1))
     ids = [step.id for step in new]
     present = round.plan_step
-    if status.plan == new or (present.id not in ids and status.plan == [present, *new]):
+    if status.plan == new or (present.id not in ids and status.plan == [_remaining(round, present), *new]):
         return round
     if present.id in ids:
         return _stay(round, new, ids.index(present.id))
     below = [step for step in new if step.weight <= present.weight]
     if not below:
         # The present step stays to its end; then the first of the new ones is entered.
-        return _stay(round, [present, *new], 0)
+        return _outlive(round, new)
     chosen = max(below, key=lambda step: step.weight)
     index = new.index(chosen)
     if (chosen.weight, chosen.mirror) == (present.weight, present.mirror):
@@ -41,12 +41,26 @@ def _stay(round: Round, plan: list[PlanStep], index: int) -> Round:
     return round.put(plan=plan).put_step(index=index, count=count, display=display)
 
 
+def _outlive(round: Round, new: list[PlanStep]) -> Round:
+    """The present step goes on before the new ones, with those of its gates that the spec still has."""
+    present = _remaining(round, round.plan_step)
+    kept = {gate.id for gate in present.gates}
+    gates = [gate for gate in round.step.gates if gate.id in kept]
+    return _stay(round, [present, *new], 0).put_step(gates=gates)
+
+
+def _remaining(round: Round, step: PlanStep) -> PlanStep:
+    known = gates_by_id(round.spec) if step.gates else {}
+    return step.model_copy(update={"gates": [gate for gate in step.gates if gate.id in known]})
+
+
 def _same_weight(round: Round, plan: list[PlanStep], index: int, present: PlanStep) -> Round:
     """The clock goes on; what the duration gained or lost is added to what is left."""
     step, more = round.step, plan[index].duration - present.duration
     return _stay(round, plan, index).put_step(
         id=plan[index].id,
         approved=False,
+        gates=[],
         ends_at=None if step.ends_at is None else step.ends_at + more,
         left=None if step.left is None else max(0.0, step.left + more),
     )

@@ -94,9 +94,12 @@ class Round:
 
     @property
     def exchanging(self) -> bool:
-        """Whether pods are exchanged one for one now: not for a candidate that needs room beside the whole baseline."""
+        """Whether pods are exchanged one for one now: not for a candidate that needs room beside the whole baseline, nor
+        for one that answers nothing yet."""
         step = self.plan_step if self.status.step is not None else None
-        return self.lean and (step is None or not (step.mirror or step.size))
+        if step is None or not self.lean:
+            return self.lean
+        return not (step.mirror or step.size or (self.comparing and not step.weight))
 
     @property
     def pod_ratio(self) -> bool:

@@ -50,12 +50,22 @@ class RouteView:
 
 
 @dataclass(frozen=True, slots=True)
+class GateReading:
+    """What is known of a question that a gate was asked."""
+
+    passed: bool | None  # None: the answer is still waited for
+    message: str = ""  # the answer's first line, or what is waited for
+    value: str | None = None  # the number that a Job left behind
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """All that was seen of the cluster in one round."""
 
     revisions: Mapping[str, RevisionView] = field(default_factory=dict)
     route: RouteView = RouteView()
     stored: frozenset[str] = frozenset()  # revisions of which a record is kept
+    gates: Mapping[str, GateReading] = field(default_factory=dict)  # by `GateStatus.question`
     pinned: str | None = None  # the revision that Service `service.name` selects, if it is ours
 
     def of(self, revision: str | None) -> RevisionView:

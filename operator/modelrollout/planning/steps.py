@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from math import ceil
 
-from ..api.spec import BlueGreen, Canary, Rolling, Shadow, Spec
-from ..api.status import PlanStep
+from ..api.spec import BlueGreen, Canary, Gate, Rolling, Shadow, Spec
+from ..api.status import PlanGate, PlanStep
 
 # Weights of planned steps. Roughly doubling keeps the bound on the candidate's harm ahead of what a step can expose.
 LADDER = (1, 2, 5, 10, 20, 35, 50, 65, 80, 95)
@@ -31,7 +31,7 @@ def compile_steps(spec: Spec, *, attempt: int, capacity: int) -> tuple[PlanStep,
         bare = _shadow(spec, strategy.shadow, capacity)
     else:
         bare = _canary(spec, strategy.canary or Canary(), capacity)
-    return _with_ids(bare, attempt)
+    return _with_ids(_with_gates(bare, spec), attempt)
 
 
 def _canary(spec: Spec, canary: Canary, capacity: int) -> list[PlanStep]:
@@ -47,6 +47,7 @@ def _canary(spec: Spec, canary: Canary, capacity: int) -> list[PlanStep]:
             duration=step.duration,
             min_requests=step.min_requests,
             approval=step.approval,
+            gates=[_gate(gate, "step") for gate in step.gates],
         )
         for step in canary.steps
     ]
@@ -104,6 +105,42 @@ def _shadow(spec: Spec, shadow: Shadow, capacity: int) -> list[PlanStep]:
         stop=stop,
     )
     return [first] if stop else [first, *_canary(spec, shadow.canary or Canary(), capacity)]
+
+
+def _with_gates(steps: list[PlanStep], spec: Spec) -> list[PlanStep]:
+    """The steps with one before them in which the candidate has a pod and gets nothing, if something is to be asked
+    there, and with what is asked before the promotion in the last."""
+    gates, last = spec.gates, steps[-1]
+    if gates.promotion and not last.stop:
+        more = [_gate(gate, "promotion") for gate in gates.promotion]
+        steps = [*steps[:-1], last.model_copy(update={"gates": [*last.gates, *more]})]
+    if gates.start:
+        asked = [_gate(gate, "start") for gate in gates.start]
+        steps = [PlanStep(id="", name="start", weight=0, gates=asked), *steps]
+    return steps
+
+
+def gates_by_id(spec: Spec) -> dict[str, Gate]:
+    """What stands in the spec of the gates that a plan names."""
+    placed = [("start", gate) for gate in spec.gates.start]
+    placed += [("promotion", gate) for gate in spec.gates.promotion]
+    placed += [("step", gate) for step in spec.strategy.steps for gate in step.gates]
+    return {_gate_id(gate, place): gate for place, gate in placed}
+
+
+def _gate(gate: Gate, place: str) -> PlanGate:
+    return PlanGate(
+        id=_gate_id(gate, place),
+        name=gate.name,
+        retries=gate.webhook.retries if gate.webhook else 0,  # a Job counts its pods by itself
+        pauses=gate.on_failure == "Pause",
+        promotion=place == "promotion",
+    )
+
+
+def _gate_id(gate: Gate, place: str) -> str:
+    content = json.dumps(gate.to_wire(), sort_keys=True)
+    return hashlib.sha256(f"{place}/{content}".encode()).hexdigest()[:8]
 
 
 def _planned(spec: Spec, canary: Canary, capacity: int) -> list[int]:

@@ -3,6 +3,7 @@
 from .children import Children, Ownership, Problem, name_taken, ownership
 from .effects import ensure, name_problems, record_of, workload_actions
 from .fields import differences, differs, drift, foreign_manager, last_writer
+from .gates import gate_actions
 from .names import conflicts, needed_names, referred, selector_overlap, template_labels
 from .observation import observe, pinned
 from .revisions import Record, dry_run_object, render_template
@@ -19,6 +20,7 @@ __all__ = [
     "dry_run_object",
     "ensure",
     "foreign_manager",
+    "gate_actions",
     "last_writer",
     "name_problems",
     "name_taken",

@@ -21,6 +21,7 @@ from ..cluster.kinds import (
     DEPLOYMENT,
     ENDPOINT_SLICE,
     HTTP_ROUTE,
+    JOB,
     REVISION_LABEL,
     ROLLOUT_LABEL,
     ROUTES,
@@ -52,6 +53,7 @@ class Children:
     endpointslices: Mapping[str, Object] = field(default_factory=dict)
     pods: Mapping[str, Pod] = field(default_factory=dict)
     routes: Mapping[str, Object] = field(default_factory=dict)
+    jobs: Mapping[str, Object] = field(default_factory=dict)
     bound: Mapping[str, str] = field(default_factory=dict)  # revision → the user's Service in front of it
     # Objects that the user keeps, by kind and name: those that the spec names, and routes that are still steered.
     borrowed: Mapping[tuple[str, str], Object] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Children:
             deployments=named(DEPLOYMENT),
             services=named(SERVICE),
             endpointslices=named(ENDPOINT_SLICE),
+            jobs=named(JOB),
             pods={pod.name: pod for pod in found.pods},
             bound={revision: str(service) for revision, service in own.items() if revision and service},
             routes={

@@ -56,7 +56,7 @@ class Record:
         """What runs, when the ControllerRevision is gone: enough to go on with the same pods."""
         keys = ("name", "port", "targetPort", "protocol")
         return cls(
-            template=_without_nulls(copy.deepcopy(deployment["spec"]["template"])),
+            template=without_nulls(copy.deepcopy(deployment["spec"]["template"])),
             ports=[{key: port[key] for key in keys if key in port} for port in service["spec"]["ports"]],
         )
 
@@ -72,33 +72,41 @@ def render_template(rollout: Mapping[str, Any], spec: Spec, revision: str) -> Ob
     They come first, so that other variables can refer to them as `$(MODEL_URI)`; those that the template sets itself
     are left alone.
     """
-    template: Object = _without_nulls(copy.deepcopy(spec.workload.template))
+    template: Object = without_nulls(copy.deepcopy(spec.workload.template))
     metadata = template.setdefault("metadata", {})
     metadata["labels"] = (metadata.get("labels") or {}) | labels_for(rollout, revision)
-    pod = template.setdefault("spec", {})
-    for containers in ("initContainers", "containers"):
-        for container in pod.get(containers) or []:
-            if isinstance(container, dict) and (variables := _variables(spec.model, container)):
-                container["env"] = variables
+    set_variables(template.setdefault("spec", {}), model_variables(spec.model))
     return template
 
 
-def _variables(model: ModelSource, container: Mapping[str, Any]) -> list[Any]:
+def model_variables(model: ModelSource) -> dict[str, str | None]:
+    """What containers are told of the model."""
+    return {"MODEL_NAME": model.name, "MODEL_VERSION": model.version, "MODEL_URI": model.uri}
+
+
+def set_variables(pod: Object, ours: Mapping[str, str | None]) -> None:
+    """Add environment variables to each container of a pod's spec; those without a value are left out."""
+    for containers in ("initContainers", "containers"):
+        for container in pod.get(containers) or []:
+            if isinstance(container, dict) and (variables := _variables(ours, container)):
+                container["env"] = variables
+
+
+def _variables(ours: Mapping[str, str | None], container: Mapping[str, Any]) -> list[Any]:
     present = container.get("env") or []
     names = {variable.get("name") for variable in present if isinstance(variable, dict)}
-    ours = {"MODEL_NAME": model.name, "MODEL_VERSION": model.version, "MODEL_URI": model.uri}
     return [
         *({"name": name, "value": value} for name, value in ours.items() if value and name not in names),
         *present,
     ]
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Go clients write `creationTimestamp: null`; a null means the same as nothing, except to server-side apply."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value
 
 

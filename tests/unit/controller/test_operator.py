@@ -15,6 +15,7 @@ from modelrollout.cluster.port import Hooks, Request, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller import operator
 from modelrollout.controller.acceptance import Acceptance
+from modelrollout.controller.gates import GateRights
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.operator import _Parts
 from modelrollout.controller.settings import Settings
@@ -42,7 +43,12 @@ class Cluster(FakeCluster):
 def make_parts(cluster: FakeCluster, **settings: object) -> tuple[_Parts, Acceptance]:
     parts = _Parts(replace(Settings(), **settings), cluster, Metrics(version="test"))  # type: ignore[arg-type]
     acceptance = Acceptance(
-        cluster, parts.store, servers=set(), query_problem=lambda rollout, spec: None, now=lambda: 0.0
+        cluster,
+        parts.store,
+        servers=set(),
+        query_problem=lambda rollout, spec: None,
+        gates=GateRights(),
+        now=lambda: 0.0,
     )
     return parts, acceptance
 

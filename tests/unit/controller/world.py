@@ -21,6 +21,7 @@ from modelrollout.cluster.port import Hooks
 from modelrollout.cluster.references import References
 from modelrollout.cluster.store import Key, Store
 from modelrollout.controller.acceptance import Acceptance
+from modelrollout.controller.gates import GateRights, Gates
 from modelrollout.controller.judge import Judge, query_problem
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.reconcile import Reconciler, Surroundings
@@ -125,6 +126,7 @@ class World:
         self.server = DirectServer(self.prometheus)
         self.servers: dict[str, DirectServer] = {"default": self.server}
         self.timing = timing or Timing()
+        self.rights = GateRights()
         self.errors: dict[str, float] = {}
         self.rate = 20.0
         self.random = random.Random(seed)
@@ -148,6 +150,7 @@ class World:
             self.store,
             servers=set(self.servers),
             query_problem=lambda rollout, spec: query_problem(rollout, spec, settings),
+            gates=self.rights,
             now=lambda: self.now,
         )
         self.reconciler = Reconciler(
@@ -159,6 +162,7 @@ class World:
                 metrics=self.metrics,
                 timing=self.timing,
                 sources=Sources(self.store, References(self.cluster, self.store, self._concern)),
+                gates=Gates(self.cluster, self.rights, now=lambda: self.now),
                 now=lambda: self.now,
             )
         )

@@ -12,7 +12,7 @@ from math import ceil
 
 from modelrollout.api.conditions import EventReason
 from modelrollout.api.spec import Spec
-from modelrollout.api.status import Phase, RevisionStatus, Status, StepStatus
+from modelrollout.api.status import GateState, Phase, RevisionStatus, Status, StepStatus
 from modelrollout.decision.types import Data, Decision, Judgement, Observation, Timing, Wish
 
 COMPARING = (Phase.PROGRESSING, Phase.PAUSED)
@@ -114,6 +114,7 @@ class Rules:
             self.s4_the_way_back_falls,
             self.s6_decisions_need_data,
             self.s8_clocks_keep_what_is_left,
+            self.gates_are_passed,
         ):
             rule(case)
         for revision in (*by_revision(case.after), *(case.seen.route.weights or {})):
@@ -273,6 +274,41 @@ class Rules:
         completed = any(event.reason is EventReason.STEP_COMPLETED for event in case.decision.events)
         never = before.stable is not None and not before.stable.ever_ready
         assert not completed or case.asked("promote") or never, "S6: forward without data"
+
+    def gates_are_passed(self, case: Case) -> None:
+        """No step ends before its gates have said yes, each asked by itself and no more often than it may be."""
+        before, after = case.before, case.after
+        if after.step is not None and after.phase in COMPARING:
+            planned = {gate.id: gate for gate in after.plan[after.step.index].gates}
+            asked = after.step.gates
+            assert {gate.id for gate in asked} <= planned.keys(), "gates: one that the step does not have"
+            assert sum(gate.state is GateState.RUNNING for gate in asked) <= 1, "gates: two at once"
+            for gate in asked:
+                assert gate.asked <= planned[gate.id].retries + 1, (
+                    f"gates: {gate.name} asked {gate.asked} times"
+                )
+                said_yes = gate.state is not GateState.PASSED or self._passed(case, gate.id)
+                assert said_yes, f"gates: {gate.name} passed by itself"
+        never = before.stable is not None and not before.stable.ever_ready
+        completed = any(event.reason is EventReason.STEP_COMPLETED for event in case.decision.events)
+        if not completed or case.asked("promote") or never:
+            return
+        promoting = after.phase == Phase.PROMOTING
+        if after.step is not None and after.plan:
+            ended = after.plan[after.step.index - (not promoting)]
+        else:
+            assert before.step is not None
+            ended = before.plan[before.step.index]
+        missed = [gate.name for gate in ended.gates if not self._passed(case, gate.id)]
+        assert not missed, f"gates: the step ended without {missed}"
+
+    def _passed(self, case: Case, id: str) -> bool:
+        known = case.before.step.gate(id) if case.before.step else None
+        if known is None:
+            return False
+        reading = case.seen.gates.get(known.question)
+        running = known.state is GateState.RUNNING and reading is not None and reading.passed
+        return known.state is GateState.PASSED or bool(running)
 
     def s8_clocks_keep_what_is_left(self, case: Case) -> None:
         before, after = case.before, case.after

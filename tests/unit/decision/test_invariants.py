@@ -20,11 +20,24 @@ from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
 
 ROUNDS = 40  # within which a world that nobody touches must come to rest
 
+HOOK: dict[str, Any] = {"name": "hook", "webhook": {"url": "http://gate/", "retries": 1}}
+EVALUATION: dict[str, Any] = {
+    "name": "evaluation",
+    "job": {"template": {"spec": {"containers": [{"name": "e", "image": "e"}]}}},
+    "onFailure": "Pause",
+}
+GATES: list[Any] = [
+    {},
+    {"start": [HOOK]},
+    {"promotion": [EVALUATION]},
+    {"start": [EVALUATION], "promotion": [HOOK]},
+]
 STEPS: list[Any] = [
     [{"weight": 10, "duration": "1m"}, {"weight": 50, "duration": "2m"}],
     [{"weight": 5, "duration": "1m"}, {"weight": 10, "duration": "1m"}, {"weight": 70}],
     [{"weight": 30, "minRequests": 100, "duration": "30s"}],
     [{"weight": 25, "approval": True}, {"weight": 99, "duration": "1m"}],
+    [{"weight": 10, "gates": [HOOK], "approval": True}, {"weight": 50, "gates": [EVALUATION]}],
     None,
 ]
 STRATEGIES: list[Any] = [
@@ -87,11 +100,19 @@ class Cluster(RuleBasedStateMachine):
         elastic=st.booleans(),
         replicas=st.sampled_from([1, 2, 4, 7]),
         strategy=st.sampled_from(STRATEGIES),
+        gates=st.sampled_from([{}, *GATES]),
         inconclusive=st.sampled_from(["Pause", "Promote", "Rollback"]),
         stage=st.sampled_from(["Pending", "Progressing", "Promoting", "Watching", "Watching", "RollingBack"]),
     )
     def begin(
-        self, ratio: bool, elastic: bool, replicas: int, strategy: Any, inconclusive: str, stage: str
+        self,
+        ratio: bool,
+        elastic: bool,
+        replicas: int,
+        strategy: Any,
+        gates: Any,
+        inconclusive: str,
+        stage: str,
     ) -> None:
         """Walks begin where rollouts do, and in the phases that a blind walk seldom finds."""
         base = spec_of()
@@ -100,11 +121,12 @@ class Cluster(RuleBasedStateMachine):
                 traffic={"podRatio": {}} if ratio else GATEWAY,
                 workload={**base["workload"], "replicas": replicas, "elastic": elastic},
                 strategy=strategy,
+                gates=gates,
                 analysis={**base["analysis"], "deadline": "30m", "onInconclusive": inconclusive},
             )
         )
         if parse({"metadata": {"name": "fraud"}, "spec": self.world.spec})[1]:
-            self.world.edit(strategy=STRATEGIES[0])
+            self.world.edit(strategy=STRATEGIES[0], gates={})
         if stage != "Pending":
             self.world.healthy().release("2").run(50)
         if stage in ("Promoting", "Watching"):
@@ -128,6 +150,20 @@ class Cluster(RuleBasedStateMachine):
     @rule(strategy=st.sampled_from(STRATEGIES))
     def plan(self, strategy: Any) -> None:
         self.world.edit(strategy=strategy)
+        self.rest()
+
+    @rule(gates=st.sampled_from(GATES))
+    def gate(self, gates: Any) -> None:
+        self.world.edit(gates=gates)
+        self.rest()
+
+    @rule(
+        name=st.sampled_from(["hook", "evaluation"]),
+        passed=st.sampled_from([True, True, True, False, None]),
+        message=st.sampled_from(["", "ready"]),
+    )
+    def answer(self, name: str, passed: bool | None, message: str) -> None:
+        self.world.answer(name, passed, message)
         self.rest()
 
     @rule(paused=st.booleans())

@@ -16,6 +16,7 @@ from modelrollout.decision.decide import decide
 from modelrollout.decision.types import (
     Data,
     Decision,
+    GateReading,
     Judgement,
     Observation,
     RevisionView,
@@ -124,6 +125,7 @@ class World:
     problem: str | None = None  # the spec is refused with this sentence
     pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since
     routed: tuple[dict[str, int], float] | None = None
+    answers: dict[str, GateReading] = field(default_factory=dict)  # by gate, to whatever it is asked
     mirrored: int = 0  # percent of the requests that the route copies to the candidate
     generation: int = 1
     events: list[tuple[str, str]] = field(default_factory=list)
@@ -172,7 +174,19 @@ class World:
         stands = weights == self._wanted_route() and self.mirrored == self.status.weights.mirror
         accepted = stands and not self.route_refused
         route = RouteView(weights=weights, routed_since=since_when if accepted else None)
-        return Observation(revisions=views, route=route, pinned=self.pinned)
+        return Observation(revisions=views, route=route, pinned=self.pinned, gates=self._readings())
+
+    def _readings(self) -> dict[str, GateReading]:
+        asking = self.status.step.asking if self.status.step else None
+        known = asking is not None and asking.name in self.answers
+        return {asking.question: self.answers[asking.name]} if asking and known else {}
+
+    def answer(
+        self, gate: str, passed: bool | None = True, message: str = "", value: str | None = None
+    ) -> World:
+        """What a gate says from now on, whenever it is asked."""
+        self.answers[gate] = GateReading(passed, message, value)
+        return self
 
     def _wanted_route(self) -> dict[str, int]:
         status, weights = self.status, self.status.weights
