@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lab.kube import Object
 from lab.podstatus import container_status, terminated, timestamp
@@ -55,6 +56,7 @@ class Container:
     port: int
     command: Sequence[str] | None
     process: Process | None = None
+    termination_log: Path | None = None  # what it writes there is the message of its end
     restarts: int = 0
     misconfigured: str = ""
     _started_at: float = 0.0
@@ -130,9 +132,16 @@ class Container:
             return
         code = self.process.returncode or 0
         code = 128 - code if code < 0 else code
-        self._ended = terminated(code, "Error" if code else "Completed", self._started_stamp)
+        reason = "Error" if code else "Completed"
+        self._ended = terminated(code, reason, self._started_stamp, message=self._last_words())
         if policy == "Always" or (policy == "OnFailure" and code):
             self._schedule_restart(now)
+
+    def _last_words(self) -> str:
+        """What it left in its termination log, as much of it as the kubelet takes."""
+        if self.termination_log is None or not self.termination_log.exists():
+            return ""
+        return self.termination_log.read_bytes()[:4096].decode(errors="replace")
 
     def _schedule_restart(self, now: float) -> None:
         if now - self._started_at > _BACKOFF_RESET:

@@ -40,8 +40,9 @@ Say = Callable[[str], None]
 
 
 def default_images() -> dict[str, Sequence[str] | None]:
-    """The node's table: the model server, and a pause image that is only reported Ready."""
-    return {"lab/model": (sys.executable, "-m", "lab.models.server"), "lab/pause": None}
+    """The node's table: the model server, a Python for Jobs, and a pause image that is only reported Ready."""
+    python = sys.executable
+    return {"lab/model": (python, "-m", "lab.models.server"), "lab/python": (python,), "lab/pause": None}
 
 
 def default_folder(name: str = "default") -> Path:

@@ -137,6 +137,10 @@ class Pod:
             return
         container.misconfigured = ""
         log = self._folder / f"{self.namespace}_{self.name}_{container.name}.log"
+        # /dev/termination-log would be the machine's own, so the container is told of another place.
+        container.termination_log = log.with_suffix(".termination")
+        container.termination_log.unlink(missing_ok=True)
+        env["TERMINATION_LOG"] = str(container.termination_log)
         process = Process(container.name, container.arguments(env), log=log, keeper=self._keeper, env=env)
         if container.start(process, now):
             threading.Thread(target=self._wake_at_end, args=(process,), daemon=True).start()
