@@ -119,6 +119,35 @@ class TestRights:
         assert "--track-config" in _container(objects)["args"]
         assert "--track-config" not in _container(render())["args"]
 
+    @pytest.mark.parametrize("spaces", [[], ["a"]], ids=["cluster-wide", "per namespace"])
+    @pytest.mark.parametrize(
+        ("gates", "granted", "arguments"),
+        [
+            pytest.param({"jobs": True}, {("batch", "jobs"): OWN}, ["--gate-jobs"], id="Jobs"),
+            pytest.param({"secrets": True}, {("", "secrets"): {"get"}}, ["--gate-secrets"], id="Secrets"),
+            pytest.param(
+                {"webhooks": ["https://ci.example.com/gates/", "*"]},
+                {},
+                ["--gate-webhook=https://ci.example.com/gates/", "--gate-webhook=*"],
+                id="webhooks, which need no right",
+            ),
+        ],
+    )
+    def test_gates_may_do_only_what_was_granted(
+        self, render: Render, spaces: list[str], gates: Object, granted: Object, arguments: list[str]
+    ) -> None:
+        objects = render({"gates": gates, "watchNamespaces": spaces})
+        role = next(
+            o for o in objects if o["kind"].endswith("Role") and not o["metadata"]["name"].endswith("-lease")
+        )
+        assert _rights(role) == RIGHTS | granted
+        given = [argument for argument in _container(objects)["args"] if argument.startswith("--gate-")]
+        assert given == arguments
+
+    def test_secrets_that_are_tracked_and_that_sign_are_granted_once(self, render: Render) -> None:
+        role = _one(render({"trackConfig": True, "gates": {"secrets": True}}), "ClusterRole")
+        assert _rights(role)["", "secrets"] == SEE | {"get"}
+
     @pytest.mark.parametrize("values", SETS.values(), ids=SETS.keys())
     def test_no_rule_has_a_wildcard_or_reaches_secrets(self, render: Render, values: dict[str, Any]) -> None:
         rules = [rule for obj in render(values) if obj["kind"].endswith("Role") for rule in obj["rules"]]

@@ -28,6 +28,7 @@ EVERYTHING: dict[str, Any] = {
         {"name": "gpu", "url": "http://gpu:9090", "auth": BASIC},
     ],
     "timing": {"raiseAfter": "1m30s"},
+    "gates": {"webhooks": ["https://ci.example.com:8443/gates/"], "jobs": True},
     "serviceAccount": {"create": True, "name": "releaser", "annotations": {"example.com/team": "ml"}},
     "resources": {"requests": {"cpu": 1, "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}},
     "podAnnotations": {"example.com/scrape": "true"},

@@ -139,7 +139,7 @@ trackConfig or gates.secrets grants it, and makes no Job unless gates.jobs does.
   resources: [configmaps, secrets]
   verbs: [get, list, watch]
 {{- end }}
-{{- if .Values.gates.secrets }}
+{{- if and .Values.gates.secrets (not .Values.trackConfig) }}
 # Only the one that a webhook's secretRef names is read; RBAC can't say so.
 - apiGroups: [""]
   resources: [secrets]

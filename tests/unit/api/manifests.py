@@ -98,6 +98,16 @@ def bad(
     )
 
 
+def hook(**more: Any) -> dict[str, Any]:
+    """A gate that asks by HTTP."""
+    return {"name": "hook", "webhook": {"url": "https://ci.example.com/gates", **more}}
+
+
+def job(**more: Any) -> dict[str, Any]:
+    """A gate that runs a Job."""
+    return {"name": "evaluation", "job": {"template": CONTAINERS, **more}}
+
+
 METRICS = "spec.analysis.metrics"
 STEPS = "spec.strategy.canary.steps"
 ROUTED = {"spec.traffic": gateway()}
@@ -516,6 +526,103 @@ BAD: tuple[Bad, ...] = (
     bad("nobody can shadow nothing", "spec.strategy.shadow", {"mirror": 0}, at="spec.strategy.shadow.mirror"),
     bad("pods can't switch at once", "spec.strategy.blueGreen", {"approval": True}, names="podRatio"),
     bad("nothing decides on the switch", "spec.strategy.blueGreen", {}, also=ROUTED),
+    # gates
+    bad(
+        "a gate asks nothing",
+        "spec.gates.start",
+        [{"name": "a"}],
+        at="spec.gates.start[0]",
+        names="webhook and job",
+    ),
+    bad(
+        "a gate asks twice",
+        "spec.gates.promotion",
+        [hook() | job()],
+        at="spec.gates.promotion[0]",
+        names="webhook and job",
+    ),
+    bad(
+        "a gate of a step asks nothing",
+        STEPS,
+        [{"weight": 5, "gates": [{"name": "a"}]}],
+        at=f"{STEPS}[0].gates[0]",
+        names="webhook and job",
+    ),
+    bad(
+        "two gates have one name",
+        "spec.gates.start",
+        [hook(), hook()],
+        at="spec.gates.start[1].name",
+        names="start",
+    ),
+    bad(
+        "a gate has no name",
+        "spec.gates.start",
+        [{"webhook": {"url": "https://a/"}}],
+        at="spec.gates.start[0].name",
+    ),
+    bad(
+        "a webhook is no URL",
+        "spec.gates.start",
+        [hook(url="ci.example.com/gates")],
+        at="spec.gates.start[0].webhook.url",
+    ),
+    bad(
+        "a URL holds a password",
+        "spec.gates.start",
+        [hook(url="https://me:secret@ci.example.com/")],
+        at="spec.gates.start[0].webhook.url",
+    ),
+    bad(
+        "a webhook may take an hour",
+        "spec.gates.start",
+        [hook(timeout="1h")],
+        at="spec.gates.start[0].webhook.timeout",
+    ),
+    bad(
+        "a webhook may take no time",
+        "spec.gates.start",
+        [hook(timeout="0s")],
+        at="spec.gates.start[0].webhook.timeout",
+    ),
+    bad(
+        "a webhook is asked for ever",
+        "spec.gates.start",
+        [hook(retries=101)],
+        at="spec.gates.start[0].webhook.retries",
+    ),
+    bad(
+        "a Job has no template",
+        "spec.gates.start",
+        [{"name": "a", "job": {}}],
+        at="spec.gates.start[0].job.template",
+    ),
+    bad(
+        "a Job has no containers",
+        "spec.gates.start",
+        [job(template={"spec": {"containers": []}})],
+        at="spec.gates.start[evaluation].job.template.spec.containers",
+    ),
+    bad("a Job has no time", "spec.gates.start", [job(deadline="0s")], at="spec.gates.start[0].job.deadline"),
+    bad(
+        "a result without a bound",
+        "spec.gates.start",
+        [job(result={})],
+        at="spec.gates.start[0].job.result",
+    ),
+    bad(
+        "bounds that no result meets",
+        "spec.gates.start",
+        [job(result={"min": "2", "max": "1"})],
+        at="spec.gates.start[0].job.result.max",
+    ),
+    bad(
+        "a shadow that stops promotes nothing",
+        "spec.gates.promotion",
+        [hook()],
+        names="gates.promotion",
+        also={**ROUTED, "spec.strategy": {"shadow": {}}},
+    ),
     bad(
         "nothing can be counted before the switch",
         "spec.strategy.blueGreen",
@@ -619,6 +726,20 @@ GOOD: dict[str, Mapping[str, Any]] = {
         **ROUTED,
         "spec.strategy": {"blueGreen": {}},
         "spec.analysis": {"mode": "Off"},
+    },
+    "a blue-green switch by a gate": {
+        **ROUTED,
+        "spec.strategy": {"blueGreen": {}},
+        "spec.gates": {"promotion": [job(result={"min": "0.9"})]},
+    },
+    "gates all around": {
+        "spec.gates": {"start": [hook(secretRef={"name": "ci", "key": "hmac"}, timeout="1m"), job()]},
+        STEPS: [{"weight": 5, "gates": [job(deadline="30m", retries=2) | {"onFailure": "Pause"}]}],
+    },
+    "a gate before a shadow": {
+        **ROUTED,
+        "spec.strategy": {"shadow": {}},
+        "spec.gates": {"start": [hook()], "promotion": []},
     },
     "a canary that begins with copies": {**ROUTED, "spec.strategy": WITH_MIRROR},
     "a canary of full size": {**ROUTED, STEPS: [{"weight": 5, "size": 100, "mirror": 10}]},

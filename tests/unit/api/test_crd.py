@@ -104,6 +104,8 @@ def test_everything_else_that_has_a_default_has_it_in_the_schema() -> None:
         "spec.workload.elastic": False,
         "spec.workload.trackConfig": False,
         "spec.service.ports[].name": "http",
+        "spec.gates.start[].onFailure": "Rollback",
+        "spec.gates.promotion[].onFailure": "Rollback",
         "spec.analysis.mode": "On",
         "spec.analysis.prometheus": "default",
         "spec.analysis.interval": "15s",

@@ -23,6 +23,7 @@ def test_what_is_left_out_has_the_defaults_of_the_design() -> None:
         "service": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
         "traffic": {},
         "strategy": {},
+        "gates": {"start": [], "promotion": []},
         "analysis": {
             "mode": "On",
             "prometheus": "default",

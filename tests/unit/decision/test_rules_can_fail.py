@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.status import Weights
-from modelrollout.decision import capacity, chain, clocks, decide, transitions
+from modelrollout.api.status import GateState, GateStatus, PlanGate, Weights
+from modelrollout.decision import capacity, chain, clocks, decide, gates, transitions
 from modelrollout.decision.report import report
 from modelrollout.decision.round import Round
 from modelrollout.decision.types import Data, Judgement
@@ -145,7 +145,45 @@ def lose_metrics_of_the_shadow() -> None:
     world.judge(GOOD, data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now).run(600)
 
 
+def gated(**answers: bool) -> World:
+    """A candidate that gates stand around."""
+    hook = {"name": "hook", "webhook": {"url": "http://gate/", "retries": 1}}
+    gates = {"start": [hook], "promotion": [{**hook, "name": "last"}]}
+    world = World(spec=spec_of(gates=gates)).healthy().release("2").judge(GOOD)
+    for name, passed in answers.items():
+        world.answer(name, passed)
+    return world
+
+
+def wait_before_the_first_step() -> None:
+    gated().run(300)
+
+
+def wait_before_the_promotion() -> None:
+    gated(hook=True).run(3600)
+
+
+def refuse_at_a_gate() -> None:
+    gated(hook=False).run(300, every=1)
+
+
 # Rules taken out
+
+
+def no_gates(round: Round, *, promotion: bool = False) -> None:
+    return None
+
+
+def pass_by_itself(round: Round) -> Round:
+    asking = round.status.step.asking if round.comparing and round.status.step else None
+    if asking is None:
+        return round
+    passed = asking.model_copy(update={"state": GateState.PASSED})
+    return round.put_step(gates=[passed if gate.id == asking.id else gate for gate in round.step.gates])
+
+
+def without_end(round: Round, gate: GateStatus) -> PlanGate:
+    return PlanGate(id=gate.id, name=gate.name, retries=99)
 
 
 def copy_all(round: Round, wanted: int) -> int:
@@ -275,6 +313,16 @@ TAKEN = {
     "S9 the baseline shrinks with the replicas": Taken(
         Round, "capacity", property(replicas), scale_down, "S9"
     ),
+    "the first step is entered without its gate": Taken(
+        chain, "awaiting", no_gates, wait_before_the_first_step, "gates"
+    ),
+    "the candidate is promoted without its gate": Taken(
+        chain, "awaiting", no_gates, wait_before_the_promotion, "gates"
+    ),
+    "a gate passes by itself": Taken(
+        decide, "note_gates", pass_by_itself, wait_before_the_first_step, "gates"
+    ),
+    "a gate is asked without end": Taken(gates, "_plan_gate", without_end, refuse_at_a_gate, "gates"),
     "S11 a message that changes by itself": Taken(decide, "report", spoken, do_nothing, "S11"),
 }
 

@@ -1,0 +1,273 @@
+"""What gates may do, how a question is signed, and that no round waits for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import Spec
+from modelrollout.cluster.kinds import JOB
+from modelrollout.cluster.port import Hooks, Write
+from modelrollout.controller.gates import GateRights
+from modelrollout.controller.webhook import allowed, headers_of, parse_beginning, post
+from tests.unit.controller.world import KEY, deployed, manifest
+
+JOB_GATE: dict[str, Any] = {
+    "name": "evaluation",
+    "job": {"template": {"spec": {"containers": [{"name": "e", "image": "e"}]}}},
+}
+
+
+def hook(url: str = "https://ci.example.com/gates/a", **more: Any) -> dict[str, Any]:
+    return {"name": "hook", "webhook": {"url": url, **more}}
+
+
+ALLOWED: dict[str, tuple[str, str, bool]] = {
+    "the URL itself": ("https://ci.example.com/gates", "https://ci.example.com/gates", True),
+    "what is below it": ("https://ci.example.com/gates/", "https://ci.example.com/gates/a?b=c", True),
+    "a host with any path": ("https://ci.example.com", "https://ci.example.com/x", True),
+    "the port that goes without saying": ("https://ci.example.com:443/", "https://CI.example.com/x", True),
+    "any URL": ("*", "http://10.0.0.1/x", True),
+    "not a host that begins so": ("https://ci.example.com", "https://ci.example.com.evil.org/", False),
+    "not a user that is called so": ("https://ci.example.com", "https://ci.example.com@evil.org/", False),
+    "not another port": ("https://ci.example.com", "https://ci.example.com:8443/", False),
+    "not without encryption": ("https://ci.example.com", "http://ci.example.com/", False),
+    "not a path that begins so": (
+        "https://ci.example.com/gates",
+        "https://ci.example.com/gates-of-hell",
+        False,
+    ),
+    "not a way up": ("https://ci.example.com/gates/", "https://ci.example.com/gates/../admin", False),
+    "not a way up in disguise": (
+        "https://ci.example.com/gates/",
+        "https://ci.example.com/gates/%2e%2e/admin",
+        False,
+    ),
+    "not a way up in two disguises": (
+        "https://ci.example.com/a/",
+        "https://ci.example.com/a/%252e%252e/b",
+        False,
+    ),
+    "not a way up for other servers": ("https://ci.example.com/a/", "https://ci.example.com/a/..\\b", False),
+    "not a port that can't be": ("https://ci.example.com", "https://ci.example.com:99999/", False),
+    "not another scheme": ("*", "file:///etc/passwd", False),
+}
+
+
+@pytest.mark.parametrize(("beginning", "url", "may"), ALLOWED.values(), ids=ALLOWED)
+def test_a_webhook_may_call(beginning: str, url: str, may: bool) -> None:
+    assert allowed(url, [beginning]) is may
+    assert not allowed(url, [])
+
+
+@pytest.mark.parametrize("text", ["ci.example.com", "ftp://a/", "https://", "https://a@b/", ""])
+def test_a_beginning_that_says_no_whole_host_is_refused_at_the_start(text: str) -> None:
+    with pytest.raises(ValueError, match="write the beginning of a URL with its whole host"):
+        parse_beginning(text)
+
+
+RIGHTS: dict[str, tuple[dict[str, Any], GateRights, str]] = {
+    "a URL that was not allowed": (hook(), GateRights(), "gates.webhooks"),
+    "a signature without the right to Secrets": (
+        hook(secretRef={"name": "a", "key": "b"}),
+        GateRights(webhooks=("*",)),
+        "gates.secrets: true",
+    ),
+    "a Job without the right to it": (
+        JOB_GATE,
+        GateRights(webhooks=("*",), secrets=True),
+        "gates.jobs: true",
+    ),
+}
+
+
+@pytest.mark.parametrize(("gate", "rights", "says"), RIGHTS.values(), ids=RIGHTS)
+def test_the_chart_value_is_named_that_allows(gate: dict[str, Any], rights: GateRights, says: str) -> None:
+    for place, gates in (
+        ("spec.gates.start", {"gates": {"start": [gate]}}),
+        ("spec.gates.promotion", {"gates": {"promotion": [gate]}}),
+        (
+            "spec.strategy.canary.steps.gates",
+            {"strategy": {"canary": {"steps": [{"weight": 5, "gates": [gate]}]}}},
+        ),
+    ):
+        problem = rights.problem(Spec.from_wire(manifest(**gates)["spec"]))
+        assert problem is not None
+        assert problem.reason is Reason.NOT_SUPPORTED
+        assert problem.message.startswith(f"{place}: gate {gate['name']}: ")
+        assert says in problem.message
+    assert GateRights(("*",), True, True).problem(Spec.from_wire(manifest(**gates)["spec"])) is None
+
+
+def test_a_signature_covers_time_and_body_and_is_left_out_without_a_secret() -> None:
+    headers = headers_of(b'{"a": 1}', "key", "1800000000", b"secret")
+    digest = hmac.new(b"secret", b'1800000000.{"a": 1}', hashlib.sha256).hexdigest()
+    assert headers["X-Modelrollout-Signature"] == f"sha256={digest}"
+    assert headers["X-Modelrollout-Timestamp"] == "1800000000"
+    assert headers["Idempotency-Key"] == "key"
+    assert "X-Modelrollout-Signature" not in headers_of(b"", "key", "1", None)
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """A server on loopback."""
+    app = web.Application()
+    app.router.add_post("/{path:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def ask(url: str, *, within: float = 10.0) -> tuple[bool | None, str]:
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False) as session:
+        reading = await post(session, url, b"{}", {}, within=within)
+    return reading.passed, reading.message
+
+
+ANSWERS: dict[str, tuple[int, str, bool, str]] = {
+    "2xx passes with its first line": (200, "fine\nmore", True, "fine"),
+    "so does one without words": (204, "", True, ""),
+    "4xx does not": (404, "no such model", False, "answered 404 Not Found: no such model"),
+    "5xx does not": (503, "", False, "answered 503 Service Unavailable"),
+    "a page of HTML is cut": (502, "<html>" + "x" * 5000, False, "answered 502 Bad Gateway: <html>xxx"),
+    "control characters are left out": (
+        500,
+        "a\x1b[31mb",
+        False,
+        "answered 500 Internal Server Error: a [31mb",
+    ),
+}
+
+
+@pytest.mark.parametrize(("status", "text", "passed", "says"), ANSWERS.values(), ids=ANSWERS)
+async def test_of_answers(status: int, text: str, passed: bool, says: str) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, text=text)
+
+    async with serving(handler) as url:
+        found = await ask(f"{url}/gate")
+    assert found[0] is passed
+    assert found[1].startswith(says)
+    assert len(found[1]) <= 200
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    seen = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async with serving(handler) as url:
+        passed, message = await ask(f"{url}/gate")
+    assert (passed, seen) == (False, ["/gate"])
+    assert "redirects are not followed" in message
+
+
+@pytest.mark.parametrize("headers_first", [False, True], ids=["before its headers", "before its end"])
+async def test_an_answer_that_hangs_is_given_up_in_time(headers_first: bool) -> None:
+    hold = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        if headers_first:
+            await answer.prepare(request)
+            await answer.write(b"so far")
+        await hold.wait()
+        return answer
+
+    async with serving(handler) as url:
+        found = await ask(f"{url}/gate?token=secret", within=0.2)
+        hold.set()
+    assert found == (False, f"{url} did not answer within 0.2s")
+
+
+async def test_only_the_beginning_of_an_endless_answer_is_read() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while True:
+            await answer.write(b"x" * 65536)
+
+    async with serving(handler) as url:
+        passed, message = await ask(f"{url}/gate")
+    assert passed
+    assert len(message) <= 200
+
+
+async def test_nobody_there_is_no_yes() -> None:
+    passed, message = await ask("http://127.0.0.1:1/gate?token=secret")
+    assert passed is False
+    assert message.startswith("http://127.0.0.1:1 can't be asked: ")
+    assert "secret" not in message
+
+
+async def test_a_round_does_not_wait_for_a_gate_and_a_new_process_asks_again() -> None:
+    hold, asked = asyncio.Event(), asyncio.Event()
+    keys = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        keys.append((request.headers["Idempotency-Key"], json.loads(await request.read())["asked"]))
+        asked.set()
+        await hold.wait()
+        return web.Response(text="welcome")
+
+    async with serving(handler) as url:
+        world = await deployed()
+        world.rights = GateRights(webhooks=(url,))
+        world.start()
+        world.apply("2", gates={"start": [hook(f"{url}/gate", timeout="1m")]})
+        await world.run(60, until=lambda: "waiting for gate hook" in str(world.status.get("message")))
+        await asyncio.wait_for(asked.wait(), 10)
+        await world.run(60)
+        assert world.weights[world.status["stable"]["revision"]] == 100
+        asked.clear()
+        world.reconciler.close()
+        world.start()
+        await world.round()
+        await asyncio.wait_for(asked.wait(), 10)
+        assert keys[0] == keys[1]
+        hold.set()
+        memory = world.reconciler._memories._all[KEY]
+        assert memory.asking is not None
+        await asyncio.wait({memory.asking.task})
+        world.dirty = True
+        await world.run(120, until=lambda: world.status["weights"]["candidate"] == 10)
+        assert world.status["weights"]["candidate"] == 10
+        world.reconciler.close()
+
+
+async def test_a_job_is_made_after_the_commit_that_says_it_is_asked() -> None:
+    states = []
+
+    async def before_write(write: Write) -> None:
+        if write.kind == "Job":
+            states.append(world.status["step"]["gates"][0]["state"])
+
+    world = await deployed(hooks=Hooks(before_write=before_write))
+    world.rights = GateRights(jobs=True)
+    world.start()
+    world.apply("2", gates={"start": [JOB_GATE]})
+    await world.run(120)
+    assert states == ["Running"]
+    (job,) = world.cluster.look_all(JOB)
+    assert job["metadata"]["labels"]["modelrollout.dev/gate"] == "evaluation"
+    assert "waiting for gate evaluation: Job fraud-gate-" in world.status["message"]
