@@ -88,7 +88,7 @@ def test_accepted(client: KubeClient, name: str) -> None:
     try_out(client, good(name))
 
 
-@pytest.mark.parametrize("file", ["minimal.yaml", "fraud.yaml"])
+@pytest.mark.parametrize("file", ["minimal.yaml", "fraud.yaml", "gates.yaml"])
 def test_example_is_accepted(client: KubeClient, file: str) -> None:
     obj = yaml.safe_load((ROOT / "examples" / file).read_text())
     obj["metadata"]["namespace"] = NAMESPACE
