@@ -359,6 +359,20 @@ def a_result_below_its_bound_takes_the_candidate_back(world: World) -> None:
 
 
 @story
+def a_job_whose_pod_can_not_start_says_why_and_an_abort_ends_it(world: World) -> None:
+    rollout = world.rollout()
+    gate = job("evaluation", "pass")
+    gate["job"]["template"]["spec"]["containers"][0]["image"] = "registry.example.com/nowhere:1"
+    rollout.deploy("1", gates={"start": [gate]}, **OFF)
+    rollout.apply("2", gates={"start": [gate]}, **OFF)
+    waiting = rollout.wait(lambda obj: "ImagePullBackOff" in obj["status"]["message"], "the reason")
+    assert "waiting for gate evaluation: Job fraud-gate-" in waiting["status"]["message"]
+    rollout.ask("abort", waiting["status"]["candidate"]["revision"])
+    rollout.wait_phase("RolledBack")
+    wait_until(lambda: not jobs(rollout), timeout=60, what="the end of the Job", interval=0.2)
+
+
+@story
 def an_abort_ends_the_job_that_nobody_waits_for_any_more(world: World) -> None:
     rollout = world.rollout()
     gate = job("evaluation", "import time; time.sleep(600)")

@@ -190,6 +190,11 @@ class Store:
         entry = self._entries.get(Ref(POD.kind, namespace, name))
         return entry.pod if entry else None
 
+    def pods_owned_by(self, uid: str) -> list[Pod]:
+        """The pods of an owner that is no rollout, such as a Job, as far as somebody watches them."""
+        found = (self._entries[ref].pod for ref in sorted(self._by_owner.get(uid, ())))
+        return [pod for pod in found if pod is not None]
+
     def rollouts(self) -> list[Key]:
         """Every ModelRollout that is here."""
         return sorted(Key(ref.namespace, ref.name) for ref in self._by_kind.get(MODEL_ROLLOUT.kind, ()))

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..api.spec import Gate, SecretKey, Spec, Webhook
 from ..api.status import GateStatus, RevisionStatus, Status
 from ..cluster.errors import ClusterError, Forbidden
 from ..cluster.kinds import POD, SECRET, Object
+from ..cluster.pods import Pod
 from ..cluster.port import Cluster
 from ..cluster.store import Key
 from ..decision.types import GateReading
@@ -28,6 +29,7 @@ from ..planning.steps import gates_by_id
 from ..workloads import Children, Problem
 from ..workloads.children import name_in
 from ..workloads.gates import JOB_NAME_LABEL, asking_gate, idempotency_key, job_name, job_outcome, read_job
+from ..workloads.observation import waiting_of
 from .memory import Asking, Memory
 from .webhook import allowed, headers_of, post
 
@@ -78,13 +80,15 @@ class Gates:
         cluster: Cluster,
         rights: GateRights,
         *,
+        pods: Callable[[str], Iterable[Pod]],
         now: Callable[[], float],
         wake: Callable[[Key], None] | None = None,
         may_ask: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`wake` is told whose question was answered. `may_ask`: whether this process leads, for another may ask too."""
+        """`pods` are those of a Job's uid. `wake` is told whose question was answered. `may_ask`: whether this process leads, for another may ask too."""
         self.rights = rights
         self._cluster = cluster
+        self._pods = pods
         self._now = now
         self._wake = wake or (lambda key: None)
         self._may_ask = may_ask
@@ -109,7 +113,9 @@ class Gates:
             return {gate.question: _answer(memory, memory.asking.task)}
         job = children.jobs.get(job_name(rollout, status, gate))
         if job is not None:
-            return {gate.question: GateReading(None, f"Job {name_in(job)} runs")}
+            waiting = waiting_of(self._pods(job["metadata"]["uid"]))
+            why = f": {waiting[0]}" if waiting else ""
+            return {gate.question: GateReading(None, f"Job {name_in(job)} runs{why}")}
         # Without the write that is refused there is no Job.
         waits = memory.asking is None and memory.trouble
         return {gate.question: GateReading(None, memory.trouble)} if waits else {}

@@ -255,7 +255,14 @@ async def _work(parts: _Parts) -> None:
         )
         references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
         stack.push_async_callback(references.close)
-        gates = Gates(parts.cluster, rights, now=time.time, wake=parts.queue.add, may_ask=parts.may_write)
+        gates = Gates(
+            parts.cluster,
+            rights,
+            pods=parts.store.pods_owned_by,
+            now=time.time,
+            wake=parts.queue.add,
+            may_ask=parts.may_write,
+        )
         stack.push_async_callback(gates.close)
         around = Surroundings(
             cluster=parts.cluster,

@@ -392,7 +392,8 @@ def _acting_spec(spec: Spec | None, status: Status, memory: Memory) -> Spec | No
 
 def _next_round(decision: Decision, memory: Memory, now: float) -> float | None:
     times = [time for time in (decision.requeue_at, memory.next_poll or None) if time is not None]
-    if memory.checked is not None and now < memory.checked.again_at < float("inf"):
-        times.append(memory.checked.again_at)
+    for checked in (memory.checked, memory.checked_gates):
+        if checked is not None and now < checked.again_at < float("inf"):
+            times.append(checked.again_at)
     times += [time for time in (memory.contest_changes_at(now), memory.refused_until) if time is not None]
     return max(0.0, min(times) - now) + 0.005 if times else None

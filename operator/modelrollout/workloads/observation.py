@@ -90,7 +90,7 @@ def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: fl
         ready_since=tuple(sorted(_first(since.get(pod), now) for pod in ready.values())),
         restarts=sum(pod.restart_count for pod in pods),
         pods=len(pods),
-        waiting=_waiting(pods, workload),
+        waiting=waiting_of(pods, workload),
     )
 
 
@@ -98,7 +98,7 @@ def _first(since: float | None, now: float) -> float:
     return now if since is None else since
 
 
-def _waiting(pods: Iterable[Pod], workload: Mapping[str, Any] | None) -> tuple[str, ...]:
+def waiting_of(pods: Iterable[Pod], workload: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Why pods are not there, the most telling first, each once with the number of pods it is true of."""
     found: dict[tuple[int, str], int] = {}
     for pod in pods:

@@ -29,6 +29,7 @@ from ..cluster.kinds import (
 )
 from ..cluster.references import DATA_HASH, Interest
 from .children import Children, Problem
+from .gates import JOB_NAME_LABEL, job_outcome
 from .own_services import service_names
 
 CONFIG_ANNOTATION = f"{GROUP}/config-hash"
@@ -43,7 +44,12 @@ def interests(
 ) -> set[Interest]:
     """What a rollout needs to see besides its children. Ask again once it is in the store: a Deployment's template names
     ConfigMaps, and a Service selects pods. `track`: whether the operator may read ConfigMaps and Secrets."""
-    wanted: set[Interest] = set()
+    wanted = {
+        # Why it does not start is told by its pods only, which carry no label of ours.
+        Interest(POD, namespace, selector=f"{JOB_NAME_LABEL}={name}")
+        for name, job in children.jobs.items()
+        if job_outcome(job) is None
+    }
     for spec in specs:
         workload = spec.workload
         if workload.deployment_ref is not None:

@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,6 +24,7 @@ from modelrollout.controller.gates import GateRights
 from modelrollout.controller.webhook import allowed, headers_of, parse_beginning, post
 from tests.unit.controller.world import KEY, deployed, manifest
 
+GATES = Path(__file__).resolve().parents[3] / "docs" / "gates.md"
 JOB_GATE: dict[str, Any] = {
     "name": "evaluation",
     "job": {"template": {"spec": {"containers": [{"name": "e", "image": "e"}]}}},
@@ -116,6 +119,27 @@ def test_a_signature_covers_time_and_body_and_is_left_out_without_a_secret() -> 
     assert headers["X-Modelrollout-Timestamp"] == "1800000000"
     assert headers["Idempotency-Key"] == "key"
     assert "X-Modelrollout-Signature" not in headers_of(b"", "key", "1", None)
+
+
+def shape(value: Any) -> Any:
+    return {key: shape(inner) for key, inner in value.items()} if isinstance(value, dict) else type(value)
+
+
+def documented(language: str) -> str:
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", GATES.read_text(), re.DOTALL | re.MULTILINE)
+    return str(block)
+
+
+def test_the_receiver_of_the_document_takes_what_is_sent_and_nothing_else() -> None:
+    namespace: dict[str, Any] = {}
+    exec(documented("python"), namespace)
+    genuine = namespace["genuine"]
+    headers = headers_of(b"{}", "key", "1800000000", b"secret")
+    time, signature = headers["X-Modelrollout-Timestamp"], headers["X-Modelrollout-Signature"]
+    assert genuine(b"secret", time, b"{}", signature)
+    assert not genuine(b"secret", time, b"{ }", signature)
+    assert not genuine(b"secret", "1800000001", b"{}", signature)
+    assert not genuine(b"another", time, b"{}", signature)
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -222,10 +246,12 @@ async def test_nobody_there_is_no_yes() -> None:
 
 async def test_a_round_does_not_wait_for_a_gate_and_a_new_process_asks_again() -> None:
     hold, asked = asyncio.Event(), asyncio.Event()
-    keys = []
+    keys, shapes = [], []
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        keys.append((request.headers["Idempotency-Key"], json.loads(await request.read())["asked"]))
+        told = json.loads(await request.read())
+        keys.append((request.headers["Idempotency-Key"], told["key"], told["asked"]))
+        shapes.append(shape(told))
         asked.set()
         await hold.wait()
         return web.Response(text="welcome")
@@ -245,6 +271,8 @@ async def test_a_round_does_not_wait_for_a_gate_and_a_new_process_asks_again() -
         await world.round()
         await asyncio.wait_for(asked.wait(), 10)
         assert keys[0] == keys[1]
+        assert keys[0][0] == keys[0][1]
+        assert shapes[0] | {"model": ()} == shape(json.loads(documented("json"))) | {"model": ()}
         hold.set()
         memory = world.reconciler._memories._all[KEY]
         assert memory.asking is not None

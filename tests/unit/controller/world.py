@@ -162,7 +162,7 @@ class World:
                 metrics=self.metrics,
                 timing=self.timing,
                 sources=Sources(self.store, References(self.cluster, self.store, self._concern)),
-                gates=Gates(self.cluster, self.rights, now=lambda: self.now),
+                gates=Gates(self.cluster, self.rights, pods=self.store.pods_owned_by, now=lambda: self.now),
                 now=lambda: self.now,
             )
         )
