@@ -221,7 +221,7 @@ def a_webhook_that_refuses_at_a_step_takes_the_candidate_back(world: World) -> N
 @story
 def a_webhook_that_hangs_pauses_and_a_resume_asks_anew(world: World) -> None:
     rollout = world.rollout()
-    gate = DOOR.hook("hangs", (200, "late"), timeout="300ms", retries=0) | {"onFailure": "Pause"}
+    gate = DOOR.hook("hangs", (200, "late"), timeout="3s", retries=0) | {"onFailure": "Pause"}
     DOOR.held["/gates/hangs"] = threading.Event()
     rollout.deploy("1", gates={"promotion": [gate]}, **OFF)
     rollout.apply("2", gates={"promotion": [gate]}, **OFF)
@@ -230,7 +230,7 @@ def a_webhook_that_hangs_pauses_and_a_resume_asks_anew(world: World) -> None:
         return ((obj.get("status") or {}).get("pause") or {}).get("reason") == "GateFailed"
 
     paused = rollout.wait(failed, "the pause")["status"]
-    assert "did not answer within 0.3s; promote, abort, or resume" in paused["message"]
+    assert "did not answer within 3s; promote, abort, or resume" in paused["message"]
     assert paused["weights"]["candidate"] == 50
     DOOR.held["/gates/hangs"].set()
     rollout.ask("resume", paused["candidate"]["revision"])
