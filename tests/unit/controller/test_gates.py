@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -18,11 +19,13 @@ from aiohttp import web
 
 from modelrollout.api.conditions import Reason
 from modelrollout.api.spec import Spec
-from modelrollout.cluster.kinds import JOB
+from modelrollout.cluster.errors import Unavailable
+from modelrollout.cluster.kinds import JOB, SECRET, Kind
 from modelrollout.cluster.port import Hooks, Write
+from modelrollout.controller import gates
 from modelrollout.controller.gates import GateRights
 from modelrollout.controller.webhook import allowed, headers_of, parse_beginning, post
-from tests.unit.controller.world import KEY, deployed, manifest
+from tests.unit.controller.world import KEY, World, deployed, manifest
 
 GATES = Path(__file__).resolve().parents[3] / "docs" / "gates.md"
 JOB_GATE: dict[str, Any] = {
@@ -96,7 +99,7 @@ RIGHTS: dict[str, tuple[dict[str, Any], GateRights, str]] = {
 
 @pytest.mark.parametrize(("gate", "rights", "says"), RIGHTS.values(), ids=RIGHTS)
 def test_the_chart_value_is_named_that_allows(gate: dict[str, Any], rights: GateRights, says: str) -> None:
-    for place, gates in (
+    for place, spec in (
         ("spec.gates.start", {"gates": {"start": [gate]}}),
         ("spec.gates.promotion", {"gates": {"promotion": [gate]}}),
         (
@@ -104,12 +107,12 @@ def test_the_chart_value_is_named_that_allows(gate: dict[str, Any], rights: Gate
             {"strategy": {"canary": {"steps": [{"weight": 5, "gates": [gate]}]}}},
         ),
     ):
-        problem = rights.problem(Spec.from_wire(manifest(**gates)["spec"]))
+        problem = rights.problem(Spec.from_wire(manifest(**spec)["spec"]))
         assert problem is not None
         assert problem.reason is Reason.NOT_SUPPORTED
         assert problem.message.startswith(f"{place}: gate {gate['name']}: ")
         assert says in problem.message
-    assert GateRights(("*",), True, True).problem(Spec.from_wire(manifest(**gates)["spec"])) is None
+    assert GateRights(("*",), True, True).problem(Spec.from_wire(manifest(**spec)["spec"])) is None
 
 
 def test_a_signature_covers_time_and_body_and_is_left_out_without_a_secret() -> None:
@@ -299,3 +302,112 @@ async def test_a_job_is_made_after_the_commit_that_says_it_is_asked() -> None:
     (job,) = world.cluster.look_all(JOB)
     assert job["metadata"]["labels"]["modelrollout.dev/gate"] == "evaluation"
     assert "waiting for gate evaluation: Job fraud-gate-" in world.status["message"]
+
+
+async def waiting_at(url: str, **webhook: Any) -> World:
+    """A candidate whose start gate has just been asked in the committed status."""
+    world = await deployed()
+    world.rights = GateRights(webhooks=(url,), secrets=True)
+    world.start()
+    world.apply("2", gates={"start": [hook(f"{url}/gate", retries=0, **webhook) | {"onFailure": "Pause"}]})
+    return world
+
+
+async def answered(world: World) -> str:
+    """What came of the question, as the status tells it."""
+
+    async def reading() -> str:
+        asking = world.reconciler._memories._all[KEY].asking
+        if asking is not None:
+            await asyncio.wait({asking.task}, timeout=10)
+            world.dirty = True
+        return str(world.status.get("message"))
+
+    for _ in range(100):
+        await world.run(1)
+        if "gate hook" in await reading() and "waiting for" not in str(world.status.get("message")):
+            return str(world.status["message"])
+    raise AssertionError(world.status.get("message"))
+
+
+def secret(data: dict[str, str]) -> dict[str, Any]:
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    metadata = {"name": "ci", "namespace": "ml"}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": encoded}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(None, id="there is no such Secret"),
+        pytest.param({"other": "x"}, id="it has no such key"),
+        pytest.param({"hmac": ""}, id="the key is empty"),
+    ],
+)
+async def test_nothing_is_asked_without_the_signature_that_is_wanted_when(
+    data: dict[str, str] | None,
+) -> None:
+    seen = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append(request.path)
+        return web.Response()
+
+    async with serving(handler) as url:
+        world = await waiting_at(url, secretRef={"name": "ci", "key": "hmac"})
+        if data is not None:
+            world.cluster.seed(secret(data))
+        assert "there is no Secret ci with a key hmac that is not empty" in await answered(world)
+        await world.reconciler._around.gates.close()
+    assert seen == []
+
+
+async def test_an_api_server_that_is_away_is_no_answer_and_the_question_goes_out_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gates, "API_AWAY", 0.0)
+    seen = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append(request.headers["X-Modelrollout-Signature"])
+        return web.Response()
+
+    async with serving(handler) as url:
+        world = await waiting_at(url, secretRef={"name": "ci", "key": "hmac"})
+        world.cluster.seed(secret({"hmac": "x"}))
+        get, failures = world.cluster.get, [Unavailable("503"), Unavailable("503")]
+
+        async def flaky(kind: Kind, *rest: Any) -> Any:
+            if kind is SECRET and failures:
+                raise failures.pop()
+            return await get(kind, *rest)
+
+        monkeypatch.setattr(world.cluster, "get", flaky)
+        for _ in range(100):
+            await world.run(1)
+            asking = world.reconciler._memories._all[KEY].asking
+            if asking is not None:
+                await asyncio.wait({asking.task}, timeout=10)
+                world.dirty = True
+            if world.status["step"]["display"] == "2/3":
+                break
+        assert world.status["step"]["display"] == "2/3"
+        await world.reconciler._around.gates.close()
+    assert failures == []
+    assert len(seen) == 1
+
+
+async def test_a_process_that_does_not_lead_asks_nothing() -> None:
+    seen = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append(request.path)
+        return web.Response()
+
+    async with serving(handler) as url:
+        world = await waiting_at(url)
+        world.reconciler._around.gates._may_ask = lambda: False
+        await world.run(60)
+        assert world.status["step"]["gates"][0]["state"] == "Running"
+        assert world.reconciler._memories._all[KEY].asking is None
+    assert seen == []
