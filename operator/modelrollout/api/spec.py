@@ -7,6 +7,8 @@ look like "two of them". Rules over several fields stand in `rules.py`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -466,6 +468,26 @@ class GateJob(Model):
     """Bounds on the number that the first container writes to its termination log: a decimal, or JSON like
     {"value": 0.93}. Left out: that the Job succeeds is enough."""
 
+    @property
+    def runnable(self) -> bool:
+        """Whether the template is here; `status.accepted` keeps only its hash."""
+        return set(self.template) != {_HASH}
+
+    @property
+    def hash(self) -> str:
+        """Tells one template from another, also where only the hash is kept."""
+        return template_hash(self.template)
+
+
+_HASH = "hash"
+
+
+def template_hash(template: JsonObject) -> str:
+    """A short hash of a pod template, or the one that was kept in its place."""
+    if set(template) == {_HASH}:
+        return str(template[_HASH])
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
+
 
 class Gate(Model):
     """Something outside of the operator that must say yes: a name and one kind."""
@@ -854,25 +876,26 @@ class Spec(Model):
         return next((port for port in self.service.ports if port.name == wanted), self.service.ports[0])
 
     def without_template(self) -> dict[str, Any]:
-        """The wire form for `status.accepted`; `from_wire` reads it back, with empty templates."""
+        """The wire form for `status.accepted`; `from_wire` reads it back, with an empty template, and hashes of those of
+        gates."""
         wire = self.to_wire()
         del wire["workload"]["template"]
-        _drop_templates(wire["strategy"])
-        _drop_templates(wire["gates"])
+        _hash_templates(wire["strategy"])
+        _hash_templates(wire["gates"])
         return wire
 
 
-def _drop_templates(value: Any) -> None:
-    """Take the pod templates of gates out of a wire form."""
+def _hash_templates(value: Any) -> None:
+    """Put hashes in the place of the pod templates of gates, in a wire form."""
     if isinstance(value, list):
         for item in value:
-            _drop_templates(item)
+            _hash_templates(item)
     elif isinstance(value, dict):
         for key, item in value.items():
             if key == "job":
-                item.pop("template", None)
+                item["template"] = {_HASH: template_hash(item["template"])}
             else:
-                _drop_templates(item)
+                _hash_templates(item)
 
 
 UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {

@@ -139,7 +139,10 @@ def _gate(gate: Gate, place: str) -> PlanGate:
 
 
 def _gate_id(gate: Gate, place: str) -> str:
-    content = json.dumps(gate.to_wire(), sort_keys=True)
+    wire = gate.to_wire()
+    if gate.job is not None:
+        wire["job"]["template"] = gate.job.hash
+    content = json.dumps(wire, sort_keys=True)
     return hashlib.sha256(f"{place}/{content}".encode()).hexdigest()[:8]
 
 

@@ -68,10 +68,10 @@ def gate_actions(
         and not deleting(job)
         and ownership(rollout, job) is Ownership.OURS
     ]
-    # What was last accepted is kept without templates: nothing is begun from it.
-    if gate is None or planned is None or planned.job is None or not planned.job.template:
+    if gate is None or planned is None or planned.job is None or wanted in children.jobs:
         return [*unneeded]
-    if wanted in children.jobs:
+    # Of what was last accepted only a hash of the template is kept: nothing is begun from it.
+    if not planned.job.runnable:
         return [*unneeded]
     made = gate_job(rollout, spec, status, children, planned, wanted)
     return [*unneeded, Create(made, f"gate {gate.name} is asked")]

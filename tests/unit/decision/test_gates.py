@@ -232,6 +232,7 @@ class TestWhileOneWaits:
     def test_a_candidate_that_lost_its_pod_is_waited_for(self) -> None:
         world = asked(released(gates={"start": [hook()]}), "hook")
         world.lose(world.revision, 1).answer("hook").run(30)
+        assert world.status.step and world.status.step.index == 0
         assert world.status.weights.candidate == 0
         assert world.condition("Reconciling") == ("True", "AwaitingPods")
 

@@ -9,7 +9,7 @@ import pytest
 from modelrollout.api.spec import JobResult, Spec
 from modelrollout.api.status import GateState, GateStatus, Phase, Status, StepStatus
 from modelrollout.cluster.actions import Create, Delete
-from modelrollout.planning.steps import compile_steps
+from modelrollout.planning.steps import compile_steps, gates_by_id
 from modelrollout.workloads.children import Children
 from modelrollout.workloads.gates import first_line, gate_actions, job_name, read_job
 from tests.unit.workloads.manifests import Object, manifest, spec_of, status_of
@@ -140,6 +140,9 @@ class TestMaking:
     def test_nothing_is_made_from_what_was_last_accepted_which_has_no_templates(self) -> None:
         rollout, spec, status = asking({"start": [gate()]})
         accepted = Spec.from_wire(spec.without_template())
+        assert gates_by_id(accepted).keys() == gates_by_id(spec).keys(), "it is the same gate all the same"
+        assert accepted.without_template() == spec.without_template()
+        assert "containers" not in str(spec.without_template()["gates"])
         assert gate_actions(rollout, accepted, status, Children(), 0.0) == []
 
     def test_a_job_that_nobody_waits_for_is_ended_and_one_that_is_over_kept_for_its_logs(self) -> None:
