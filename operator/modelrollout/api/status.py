@@ -122,7 +122,8 @@ class PlanStep(Model):
         max_length=8,
     )
     randomized: bool = Field(
-        True, description="Whether the requests of both sides are a random sample, so that they can be compared."
+        True,
+        description="Whether the requests of both sides are a random sample, so that they can be compared.",
     )
     stickiness: Stickiness | None = Field(None, description="What keeps a user on one side.")
     timed: bool = Field(False, description="Whether its duration ends it, whatever is proven by then.")

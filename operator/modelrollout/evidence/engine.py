@@ -60,8 +60,9 @@ def begin(
             superior = (state.superior or fresh_superior(test)) if test.reward else ()
             metrics[test.name] = replace(state, stake=stake, superior=superior)
         else:
-            fresh = {"harmless": fresh_harmless(test), "superior": fresh_superior(test)}
-            metrics[test.name] = replace(state, stake=stake, **fresh)
+            metrics[test.name] = replace(
+                state, stake=stake, harmless=fresh_harmless(test), superior=fresh_superior(test)
+            )
     return replace(previous, false_promotion=plan.false_promotion, reserve=reserve, metrics=metrics)
 
 

@@ -574,13 +574,23 @@ BAD: tuple[Bad, ...] = (
             ("a test has no time", ".duration", {"duration": "0s"}),
             ("a test that all requests match", ".matches[0]", {"matches": [{}]}),
             ("a cookie has two values", ".matches[0].cookie.value", {"matches": [cookie("a; b=c")]}),
-            ("a cookie lasts no time", ".stickiness.lifetime", {"stickiness": {"cookie": "v", "lifetime": "0s"}}),
+            (
+                "a cookie lasts no time",
+                ".stickiness.lifetime",
+                {"stickiness": {"cookie": "v", "lifetime": "0s"}},
+            ),
             ("a test with all of the requests", ".weight", {"weight": 100}),
             ("a test does something unknown", ".otherwise", {"otherwise": "Canary"}),
         )
     ),
     bad("a test does not end", TEST, {}, at=f"{TEST}.duration"),
-    bad("pods can't choose requests", TEST, {"duration": "1h", "matches": CHOSEN}, at="spec.strategy", names="matches"),
+    bad(
+        "pods can't choose requests",
+        TEST,
+        {"duration": "1h", "matches": CHOSEN},
+        at="spec.strategy",
+        names="matches",
+    ),
     bad(
         "a route of the user's gets no rule more",
         STEPS,
@@ -592,7 +602,12 @@ BAD: tuple[Bad, ...] = (
     bad(
         "the steps after a shadow choose requests in a route of the user's",
         "spec.strategy",
-        {"shadow": {"then": "Canary", "canary": {"steps": [{"weight": 0, "matches": CHOSEN}, {"weight": 5}]}}},
+        {
+            "shadow": {
+                "then": "Canary",
+                "canary": {"steps": [{"weight": 0, "matches": CHOSEN}, {"weight": 5}]},
+            }
+        },
         names="gatewayAPI",
         also={"spec.traffic": {"httpRoute": {"name": "fraud"}}},
     ),
@@ -618,9 +633,7 @@ BAD: tuple[Bad, ...] = (
         at=f"{TEST}.reward",
         also={METRICS: [errors(), {**score(), "dryRun": True}]},
     ),
-    bad(
-        "a test compares nothing", TEST, {"duration": "1h"}, also={"spec.analysis": {"mode": "Off"}}
-    ),
+    bad("a test compares nothing", TEST, {"duration": "1h"}, also={"spec.analysis": {"mode": "Off"}}),
     bad(
         "chosen users want room beside the baseline",
         TEST,
@@ -635,9 +648,26 @@ BAD: tuple[Bad, ...] = (
         at="spec.workload.elastic",
         also=ROUTED | {"spec.workload.elastic": True},
     ),
-    bad("a test has a size where pods are the weight", TEST, {"duration": "1h", "size": 50}, at="spec.strategy"),
-    bad("a step both draws and chooses", STEPS, [{"weight": 5, "matches": CHOSEN}, {"weight": 5}], at=f"{STEPS}[0].matches", also=ROUTED),
-    bad("a step both copies and chooses", STEPS, [{"weight": 0, "mirror": 5, "matches": CHOSEN}, {"weight": 5}], at=f"{STEPS}[0].matches", also=ROUTED),
+    bad(
+        "a test has a size where pods are the weight",
+        TEST,
+        {"duration": "1h", "size": 50},
+        at="spec.strategy",
+    ),
+    bad(
+        "a step both draws and chooses",
+        STEPS,
+        [{"weight": 5, "matches": CHOSEN}, {"weight": 5}],
+        at=f"{STEPS}[0].matches",
+        also=ROUTED,
+    ),
+    bad(
+        "a step both copies and chooses",
+        STEPS,
+        [{"weight": 0, "mirror": 5, "matches": CHOSEN}, {"weight": 5}],
+        at=f"{STEPS}[0].matches",
+        also=ROUTED,
+    ),
     bad("steps end with chosen users", STEPS, [{"weight": 0, "matches": CHOSEN}], at=STEPS, also=ROUTED),
 )
 

@@ -67,9 +67,7 @@ WORSE = [(2, 3, 0.2, 0.05), (1, 4, 0.4, 0.4), (3, 2, 0.95, 0.9)]
 
 
 @pytest.mark.parametrize("kind", ["ratio", "score"])
-@pytest.mark.parametrize(
-    "polls", [EQUAL, WORSE], ids=["an equal candidate", "a worse candidate"]
-)
+@pytest.mark.parametrize("polls", [EQUAL, WORSE], ids=["an equal candidate", "a worse candidate"])
 @pytest.mark.parametrize("cap", [CAP, inf], ids=["capped", "not capped"])
 def test_no_gain_in_expectation_while_the_baseline_drifts(
     kind: Kind, polls: list[tuple[int, int, float, float]], cap: float
@@ -108,7 +106,13 @@ def test_one_poll_is_what_the_formula_says() -> None:
 
 
 def first_win(
-    *, good_s: float, good_c: float, rate: int = 100, weight: float = 0.5, polls: int = 600, drift: float = 0.0
+    *,
+    good_s: float,
+    good_c: float,
+    rate: int = 100,
+    weight: float = 0.5,
+    polls: int = 600,
+    drift: float = 0.0,
 ) -> npt.NDArray[np.float64]:
     """Candidate requests until the first of `polls` looks that finds it superior; infinite if none does. 500 tests each."""
     random, runs = np.random.default_rng(7), 500
