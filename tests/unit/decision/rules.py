@@ -115,6 +115,7 @@ class Rules:
             self.s3_pods_outlast_weight,
             self.s4_the_way_back_falls,
             self.s6_decisions_need_data,
+            self.s6_winners_are_proven,
             self.s8_clocks_keep_what_is_left,
         ):
             rule(case)
@@ -208,11 +209,11 @@ class Rules:
         assert status.candidate is not None
         step = status.plan[status.step.index]
         assert step.matches, "a step without matches chooses requests"
-        assert status.weights.candidate == 0, "S2: chosen requests beside a share of all"
         assert case.spec.traffic.router == "gatewayAPI", "a router that can't choose requests"
         ready, baseline = case.ready(status.candidate), case.ready(status.stable)
         assert ready, "S1: chosen requests for a revision without ready pods"
         assert baseline, "S1: chosen requests, and nothing but the candidate serves"
+        assert status.weights.candidate == 0, "S2: chosen requests beside a share of all"
         at_raise = case.before.step.baseline_ready if case.before.step else 0
         needed = max(1, ceil(min(case.capacity, max(at_raise, baseline)) * step.size / 100))
         assert matched <= 100 * min(1, ready / needed), f"S2: {ready} pods can't answer {matched} % of them"
@@ -306,6 +307,22 @@ class Rules:
         if reason == "NotSuperior" and after.phase == Phase.ROLLING_BACK:
             return  # a test whose time is over takes nothing over
         assert not completed or case.asked("promote") or never, "S6: forward without data"
+
+    def s6_winners_are_proven(self, case: Case) -> None:
+        before, after = case.before, case.after
+        entry = after.history[0] if after.history else None
+        if entry is None or entry.reason != "ProvenSuperior" or after.phase != Phase.PROMOTING:
+            return
+        if before.phase == Phase.PROMOTING:
+            return
+        assert before.step is not None
+        step, found = before.plan[before.step.index], case.judged.assessment
+        metrics = [m for m in found.metrics if m.gating] if found else []
+        won = [m for m in metrics if m.name == step.reward and m.superior and m.has_data]
+        assert won, "S6: a winner that is not proven better"
+        assert step.randomized, "S6: a winner among users who were chosen"
+        assert all(m.harmless or m.superior for m in metrics), "S6: a winner that may do harm"
+        assert found is not None and not found.harm, "S6: a winner that does harm"
 
     def s8_clocks_keep_what_is_left(self, case: Case) -> None:
         before, after = case.before, case.after

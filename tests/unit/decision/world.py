@@ -106,6 +106,12 @@ def assessment(
     )
 
 
+def superior(found: Assessment) -> Assessment:
+    """The same, with the first metric proven better, as a reward."""
+    first, *others = found.metrics
+    return replace(found, metrics=(replace(first, reward=True, superior=True), *others))
+
+
 NEUTRAL = Judgement(data=Data.OK, assessment=assessment(), rate=100.0)
 GOOD = Judgement(data=Data.OK, assessment=assessment(harmless=True), rate=100.0)
 BAD = Judgement(data=Data.OK, assessment=assessment(harm=True), rate=100.0)
