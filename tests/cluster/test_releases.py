@@ -390,7 +390,6 @@ def the_better_model_of_a_test_wins_long_before_its_time(world: World) -> None:
     assert (entry["outcome"], entry["reason"]) == ("Promoted", "ProvenSuperior")
     assert not entry["unproven"]
     assert entry["message"].endswith(", better")
-    assert {status["weights"].get("candidate", 0) for status in rollout.history()} <= {0, 40, 90}
     rollout.check_ledger()
 
 
