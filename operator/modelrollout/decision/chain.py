@@ -15,7 +15,7 @@ from ..api.status import Outcome, Phase
 from ..evidence.assessment import may_advance
 from ..evidence.verdict import MetricAssessment
 from .capacity import at_goal, full_size, full_weight, needed
-from .explain import evidence_summary, harm_summary, pods_summary, span
+from .explain import evidence_summary, harm_summary, pods_summary, reward_text, span
 from .gates import awaiting, failure_advice, gate_failed
 from .round import Round
 from .transitions import (
@@ -194,6 +194,8 @@ def deadline_passed(round: Round) -> Round | None:
         return None
     if blind(round):
         return None
+    if round.plan_step.timed and round.step.ends_at is not None:
+        return None  # its own end is due, and says what becomes of it
     wanted = round.spec.analysis.on_inconclusive
     why = f"neither harm nor harmlessness was proven within {span(round.spec.analysis.deadline)}: {evidence_summary(round)}"
     round = round.say(EventReason.INCONCLUSIVE, why)
@@ -314,12 +316,12 @@ def unfinished(round: Round) -> Round | None:
         return round.wait(
             Reason.AWAITING_ROUTE, "the step starts once its weight is routed", active_runs=True
         )
-    over = step.ends_at if step.ends_at is not None else round.now + (step.left or 0.0)
-    if round.now < over:
+    timed, over = round.plan_step.timed, _step_over(round)
+    if not over and not (timed and superior(round)):
         return round.wait(Reason.AWAITING_DURATION, evidence_summary(round), step_runs=True, active_runs=True)
     wanted = round.plan_step.min_requests
     seen = counted_requests(round) - step.requests_at_start
-    if seen < wanted:
+    if seen < wanted and not (timed and over):
         return round.wait(
             Reason.AWAITING_REQUESTS,
             f"{seen:.0f} of {wanted} requests answered by the candidate",
@@ -327,6 +329,13 @@ def unfinished(round: Round) -> Round | None:
             active_runs=True,
         )
     return None
+
+
+def _step_over(round: Round) -> bool:
+    """Whether the step has lasted for its duration."""
+    step = round.step
+    end = step.ends_at if step.ends_at is not None else round.now + (step.left or 0.0)
+    return round.now >= end
 
 
 def gated(round: Round) -> Round | None:
@@ -404,18 +413,24 @@ def _gating(round: Round) -> list[MetricAssessment]:
 def judging(round: Round) -> list[MetricAssessment]:
     """The gating metrics that can say something in this step: no label ever arrives for a copy of a request, so scores
     don't where there are only copies."""
-    only_copies = round.plan_step.weight == 0
+    only_copies = round.plan_step.weight == 0 and not round.plan_step.matches
     return [metric for metric in _gating(round) if not (only_copies and metric.kind == "score")]
 
 
+def superior(round: Round) -> bool:
+    """Whether the candidate is proven better now in the reward that the step names, by enough settled polls of it."""
+    found = [m for m in judging(round) if m.name == round.plan_step.reward]
+    return any(m.superior and m.has_data and m.settled_polls >= SETTLED_POLLS for m in found)
+
+
 def proven(round: Round) -> bool:
-    """Whether the candidate is proven harmless now, by enough settled polls of the present step."""
+    """Whether the candidate is proven harmless now, by enough settled polls of the present step; what is better is."""
     found = judging(round)
     if round.spec.analysis.mode == "Off" or not found:
         return False
     fresh = all(metric.has_data for metric in found)
     polls = min(metric.settled_polls for metric in found)
-    return fresh and all(metric.harmless for metric in found) and polls >= SETTLED_POLLS
+    return fresh and all(metric.harmless or metric.superior for metric in found) and polls >= SETTLED_POLLS
 
 
 def _all_proven(round: Round) -> bool:
@@ -430,20 +445,21 @@ def finished(round: Round) -> Round | None:
         return going.wait(
             Reason.PROGRESSING, "the promotion waits for an acceptable spec", step_runs=True, active_runs=True
         )
-    verdict = _verdict(round)
+    verdict = _contested(round) if _contests(round) else _verdict(round)
     if verdict is None:
         return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), step_runs=True, active_runs=True)
-    held = awaiting(round, promotion=True)
+    held = awaiting(round, promotion=True) if verdict.promotes else None
     if held is not None:
         return held
-    end = stop if round.plan_step.stop else promote
+    end = promote if verdict.promotes else stop
     return end(going, unproven=verdict.unproven, why=verdict.why, reason=verdict.reason)
 
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """Why the last step may end, and whether that is proven."""
+    """How the last step may end: with the promotion or without, and whether that is proven."""
 
+    promotes: bool
     unproven: bool
     why: str
     reason: Reason
@@ -451,20 +467,43 @@ class _Verdict:
 
 def _verdict(round: Round) -> _Verdict | None:
     """What the comparison came to; None if it has to go on."""
-    analysis, assessment = round.spec.analysis, round.judged.assessment
+    analysis, assessment, promotes = round.spec.analysis, round.judged.assessment, not round.plan_step.stop
     if analysis.mode == "Off":
-        return _Verdict(True, "analysis.mode is Off", Reason.NOT_PROVEN)
+        return _Verdict(promotes, True, "analysis.mode is Off", Reason.NOT_PROVEN)
     if _all_proven(round):
-        return _Verdict(False, evidence_summary(round), Reason.PROVEN_HARMLESS)
+        return _Verdict(promotes, False, evidence_summary(round), Reason.PROVEN_HARMLESS)
     if not round.plan_step.load and not _unlooked(round):
-        return _Verdict(True, "the candidate got no requests that could be compared", Reason.NOT_PROVEN)
+        why = "the candidate got no requests that could be compared"
+        return _Verdict(promotes, True, why, Reason.NOT_PROVEN)
     polls = assessment.settled_polls if assessment else 0
     nothing_to_prove = not any(metric.gating and metric.kind != "guardrail" for metric in analysis.metrics)
     if nothing_to_prove and polls >= SETTLED_POLLS:
-        return _Verdict(True, "no gating metric carries an error bound", Reason.NOT_PROVEN)
+        return _Verdict(promotes, True, "no gating metric carries an error bound", Reason.NOT_PROVEN)
     if round.status.unproven and not _unlooked(round):
-        return _Verdict(True, "the deadline passed without proof", Reason.INCONCLUSIVE)
+        return _Verdict(promotes, True, "the deadline passed without proof", Reason.INCONCLUSIVE)
     return None
+
+
+def _contests(round: Round) -> bool:
+    return round.plan_step.timed and round.spec.analysis.mode == "On"
+
+
+def _contested(round: Round) -> _Verdict | None:
+    """A winner takes over; without one by the end of the time, the plan says what becomes of the candidate."""
+    harmless, chosen, unlooked = proven(round), not round.judged_at_random, _unlooked(round)
+    if superior(round) and harmless:
+        return _Verdict(True, False, _won(round), Reason.PROVEN_SUPERIOR)
+    if unlooked or not _step_over(round):
+        return None
+    why = evidence_summary(round)
+    if round.plan_step.stop or not (harmless or round.status.unproven or chosen or not judging(round)):
+        return _Verdict(False, not harmless, why, Reason.NOT_SUPERIOR)
+    reason = Reason.PROVEN_HARMLESS if harmless else Reason.NOT_PROVEN
+    return _Verdict(True, not harmless, why, reason)
+
+
+def _won(round: Round) -> str:
+    return "; ".join(reward_text(m) for m in judging(round) if m.name == round.plan_step.reward)
 
 
 # 16: the end of a phase

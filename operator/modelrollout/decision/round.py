@@ -99,7 +99,12 @@ class Round:
         step = self.plan_step if self.status.step is not None else None
         if step is None or not self.lean:
             return self.lean
-        return not (step.mirror or step.size or (self.comparing and not step.weight))
+        return not (step.mirror or step.size or step.matches or (self.comparing and not step.weight))
+
+    @property
+    def judged_at_random(self) -> bool:
+        """Whether both sides get a random sample of the requests now: users who were chosen may differ from others."""
+        return self.status.step is None or self.plan_step.randomized
 
     @property
     def pod_ratio(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from modelrollout.api.status import GateState, GateStatus, Phase
 from modelrollout.decision.types import Data, GateReading
 
-from .world import BAD, GOOD, NEUTRAL, World, spec_of
+from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
 
 TEMPLATE = {"spec": {"containers": [{"name": "e", "image": "e"}]}}
 
@@ -265,3 +266,61 @@ class TestEdits:
         world = asked(released(gates={"start": [hook()]}), "hook")
         world.edit(gates={}).run(60)
         assert world.status.weights.candidate == 10
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            pytest.param(
+                {"blueGreen": {"approval": True}},
+                {"blueGreen": {"approval": True, "duration": "5m"}},
+                id="a blueGreen candidate that stands by",
+            ),
+            pytest.param({"shadow": {"mirror": 20}}, {"shadow": {"mirror": 30}}, id="a shadow"),
+        ],
+    )
+    def test_what_has_passed_before_the_start_is_not_asked_again(
+        self, before: dict[str, Any], after: dict[str, Any]
+    ) -> None:
+        world = asked(released(gates={"start": [hook()]}, strategy=before), "hook").answer("hook").run(120)
+        assert world.status.step and world.status.step.index == 1
+        world.answers.clear()
+        world.edit(strategy=after).run(10)
+        assert world.status.step.index == 1
+        assert world.status.phase == Phase.PROGRESSING or world.condition("Reconciling") == (
+            "True",
+            "AwaitingApproval",
+        )
+
+    def test_what_has_not_passed_before_the_start_is_not_skipped(self) -> None:
+        world = asked(released(gates={"start": [hook()]}, strategy={"shadow": {}}), "hook")
+        world.edit(gates={"start": [hook(retries=9)]}, strategy={"shadow": {"mirror": 50}}).run(60)
+        assert world.status.step and world.status.step.index == 0
+        assert world.status.weights.mirror == 0
+
+
+WITH_REWARD: dict[str, Any] = {"abTest": {"reward": "clicks", "duration": "10m"}}
+CLICKS: dict[str, Any] = {
+    "metrics": [*spec_of()["analysis"]["metrics"], {"name": "clicks", "score": {"sum": "s", "count": "c"}}]
+}
+
+
+class TestContests:
+    BETTER = replace(GOOD, assessment=assessment(harmless=True, reward=True, superior=True))
+
+    def test_a_winner_is_asked_for_before_it_takes_over(self) -> None:
+        world = asked(
+            released(gates={"promotion": [hook()]}, strategy=WITH_REWARD, analysis=CLICKS).judge(self.BETTER),
+            "hook",
+        )
+        assert world.status.phase == Phase.PAUSED
+        world.answer("hook").until("Watching")
+        assert world.status.history[0].reason == "ProvenSuperior"
+
+    def test_nobody_is_asked_without_a_winner(self) -> None:
+        world = (
+            released(gates={"promotion": [hook()]}, strategy=WITH_REWARD, analysis=CLICKS)
+            .judge(GOOD)
+            .until("Healthy")
+        )
+        assert world.status.history[0].outcome == "Judged"
+        assert "AwaitingGate" not in world.reasons()
