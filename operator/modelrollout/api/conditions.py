@@ -61,7 +61,10 @@ class Reason(_Documented):
     )
     NAME_TAKEN = "NameTaken", "An object of a needed name exists and is not ours; it is never adopted."
     SELECTOR_OVERLAP = "SelectorOverlap", "A foreign Service or autoscaler selects our pods."
-    CONFLICT = "Conflict", "An older ModelRollout already steers the same route, Service or Deployment."
+    CONFLICT = (
+        "Conflict",
+        "An older ModelRollout already steers the same route, Service, Deployment or requests of a Gateway.",
+    )
     NOT_NOW = "NotNow", "traffic or service.name was edited during a rollout; it waits for rest or abort."
     UNKNOWN_PROMETHEUS = (
         "UnknownPrometheus",

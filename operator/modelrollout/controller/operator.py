@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -249,6 +249,7 @@ async def _work(parts: _Parts) -> None:
             servers=set(servers),
             query_problem=lambda rollout, spec: query_problem(rollout, spec, settings.servers),
             now=time.time,
+            wake=lambda keys: _wake(parts, keys),
         )
         references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
         stack.push_async_callback(references.close)
@@ -323,25 +324,10 @@ async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
 
 
 def _take(parts: _Parts, acceptance: Acceptance, kind: Kind, obj: Object, *, gone: bool) -> None:
-    before = None
-    if kind is MODEL_ROLLOUT:
-        metadata = obj["metadata"]
-        before = parts.store.get(kind, metadata["namespace"], metadata["name"])
     keys = parts.store.remove(obj) if gone else parts.store.put(obj)
-    if kind is MODEL_ROLLOUT and (gone or before is None or _edited(before, obj)):
-        keys |= acceptance.rollouts_changed()
-    for key in keys:
-        parts.queue.add(key)
-
-
-def _edited(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether what the rollout lays claim to may have changed: by its spec, or by what was accepted of it."""
-
-    def mark(obj: Mapping[str, Any]) -> tuple[object, ...]:
-        metadata = obj["metadata"]
-        return metadata.get("uid"), metadata.get("generation"), (obj.get("status") or {}).get("accepted")
-
-    return mark(before) != mark(after)
+    if kind is MODEL_ROLLOUT and keys:
+        acceptance.rollout_changed(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
+    _wake(parts, keys)
 
 
 async def _read_all(parts: _Parts, acceptance: Acceptance) -> None:
@@ -389,10 +375,10 @@ async def _read(parts: _Parts, acceptance: Acceptance, kind: Kind) -> None:
         if kind is MODEL_ROLLOUT and parts.unseen is None and parts.listed.is_set():
             parts.unseen = time.monotonic() if _owes(parts.store, items) else None
         keys = parts.store.resync(kind, items, resource_version, namespace=namespace)
-        if kind is MODEL_ROLLOUT and keys:
-            keys |= acceptance.rollouts_changed()
-        for key in keys:
-            parts.queue.add(key)
+        if kind is MODEL_ROLLOUT:
+            for key in keys:
+                acceptance.rollout_changed(key)
+        _wake(parts, keys)
 
 
 async def _resync(parts: _Parts, acceptance: Acceptance) -> None:

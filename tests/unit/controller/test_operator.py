@@ -42,7 +42,12 @@ class Cluster(FakeCluster):
 def make_parts(cluster: FakeCluster, **settings: object) -> tuple[_Parts, Acceptance]:
     parts = _Parts(replace(Settings(), **settings), cluster, Metrics(version="test"))  # type: ignore[arg-type]
     acceptance = Acceptance(
-        cluster, parts.store, servers=set(), query_problem=lambda rollout, spec: None, now=lambda: 0.0
+        cluster,
+        parts.store,
+        servers=set(),
+        query_problem=lambda rollout, spec: None,
+        now=lambda: 0.0,
+        wake=lambda keys: operator._wake(parts, keys),
     )
     return parts, acceptance
 
@@ -198,19 +203,34 @@ async def test_a_standby_of_nobody_is_not_ready(age: float, ready: bool) -> None
     assert (operator._unready(parts, age) is None) is ready
 
 
-@pytest.mark.parametrize(
-    ("change", "edited"),
-    [
-        pytest.param({"metadata": {"generation": 2}}, True, id="the spec was edited"),
-        pytest.param(
-            {"status": {"accepted": {"service": {"name": "b"}}}}, True, id="another spec was accepted"
-        ),
-        pytest.param({"status": {"accepted": {}, "phase": "Paused"}}, False, id="only the status moved on"),
-    ],
-)
-def test_claims_are_weighed_anew_when_they_may_have_changed(change: dict[str, dict], edited: bool) -> None:  # type: ignore[type-arg]
-    """A rollout that waits for a name must hear when the one that has it lets go: that happens with the status."""
-    before = {"metadata": {"uid": "1", "generation": 1}, "status": {"accepted": {}}}
-    assert (
-        operator._edited(before, {**before, **{k: {**before[k], **v} for k, v in change.items()}}) is edited
-    )
+# Two that want one object
+
+
+async def test_whoever_waits_for_a_name_is_woken_when_the_other_one_lets_go_of_it() -> None:
+    """By an edit; the acceptance of that is told by `Acceptance.rollout_changed`, its echo in the watch is no news."""
+    parts, acceptance = make_parts(FakeCluster())
+
+    def see(name: str, version: int, **spec: object) -> None:
+        obj = manifest("1", service={"name": "shared", "ports": [{"port": 80}]}, **spec)
+        obj["metadata"] |= {"name": name, "uid": name, "resourceVersion": str(version)}
+        operator._take(parts, acceptance, MODEL_ROLLOUT, obj, gone=False)
+
+    async def woken() -> set[str]:
+        found = set()
+        while len(parts.queue):
+            key = await parts.queue.get()
+            parts.queue.done(key)
+            found.add(key.name)
+        return found
+
+    see("a", 1)
+    see("b", 2)
+    assert await woken() == {"a", "b"}
+    see("b", 3, paused=True)
+    assert await woken() == {"b"}, "another edit concerns nobody else"
+    see("b", 3, paused=True)
+    assert await woken() == set()
+    gone = parts.store.get(MODEL_ROLLOUT, NAMESPACE, "a")
+    assert gone is not None
+    operator._take(parts, acceptance, MODEL_ROLLOUT, gone, gone=True)
+    assert await woken() == {"a", "b"}

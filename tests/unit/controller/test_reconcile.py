@@ -12,6 +12,7 @@ from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
 from modelrollout.cluster.kinds import MODEL_ROLLOUT, Object
 from modelrollout.cluster.port import Hooks, Write
+from modelrollout.cluster.store import Key
 from modelrollout.controller.memory import UnreadableStatus
 from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed
 
@@ -458,3 +459,30 @@ async def test_a_rollout_that_is_gone_leaves_nothing_behind() -> None:
     await world.run(10)
     assert f'name="{NAME}"' not in world.exposition()
     assert KEY not in world.reconciler._memories._all
+
+
+async def test_what_a_rollout_lets_go_of_is_free_once_that_is_committed() -> None:
+    """The watch's echo of our own commit is no news to the store, so whoever waits must hear of the commit itself."""
+    world = await deployed()
+    later = world.rollout | {
+        "status": {},
+        "spec": world.rollout["spec"] | {"service": {"ports": [{"port": 80}]}},
+    }
+    later["spec"]["service"]["name"], later["spec"]["traffic"] = NAME, {"podRatio": {}}
+    names = {"name": "later", "uid": "later", "creationTimestamp": "2999-01-01T00:00:00Z"}
+    world.cluster.seed(later | {"metadata": later["metadata"] | names})
+    waiting, conflict = Key(NAMESPACE, "later"), world.acceptance._claims.conflict
+    assert conflict(waiting) is not None
+    told, replace_status = list(world.cluster._subscribers), world.cluster.replace_status
+
+    async def answer_before_echo(obj: Object) -> Object:
+        world.cluster._subscribers.clear()
+        written = await replace_status(obj)
+        world.cluster._subscribers.extend(told)
+        asyncio.get_running_loop().call_soon(world._see, "MODIFIED", written)
+        return written
+
+    world.cluster.replace_status = answer_before_echo  # type: ignore[method-assign]
+    world.apply("1", service={"name": "other", "ports": [{"port": 80}]})
+    await world.run(10)
+    assert conflict(waiting) is None
