@@ -182,6 +182,7 @@ class EventReason(_Documented):
     )
     POD_OUTLIER = "PodOutlier", "The harm rests on one group of pods."
     PROMOTED = "Promoted", "The candidate was promoted."
+    WATCH_ALARM = "WatchAlarm", "A before-and-after comparison raised an alarm in the watch."
     WATCH_COMPLETED = "WatchCompleted", "The watch is over."
     ROLLED_BACK = "RolledBack", "Traffic is back at the baseline."
     SUPERSEDED = "Superseded", "The spec named another revision meanwhile."
@@ -220,6 +221,7 @@ _WARNINGS = frozenset(
         EventReason.GUARDRAIL_BREACHED,
         EventReason.CANDIDATE_UNSTABLE,
         EventReason.POD_OUTLIER,
+        EventReason.WATCH_ALARM,
         EventReason.ROLLED_BACK,
         EventReason.INCONCLUSIVE,
         EventReason.METRICS_UNAVAILABLE,

@@ -233,44 +233,17 @@ async def _first(*waits: Coroutine[Any, Any, object]) -> None:
 
 async def _work(parts: _Parts) -> None:
     """Read the cluster, then watch it and decide, until told to stop."""
-    settings = parts.settings
     async with AsyncExitStack() as stack:
-        pool = new_pool()
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        servers = {
-            name: PrometheusServer(server, pool=pool, observer=parts.metrics.observe_query)
-            for name, server in settings.servers.items()
-        }
-        for server in servers.values():
-            stack.callback(server.close)
-        acceptance = Acceptance(
-            parts.cluster,
-            parts.store,
-            servers=set(servers),
-            query_problem=lambda rollout, spec: query_problem(rollout, spec, settings.servers),
-            now=time.time,
-            wake=lambda keys: _wake(parts, keys),
-        )
-        references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
-        stack.push_async_callback(references.close)
-        around = Surroundings(
-            cluster=parts.cluster,
-            store=parts.store,
-            judge=Judge(servers, wake=parts.queue.add),
-            acceptance=acceptance,
-            metrics=parts.metrics,
-            timing=settings.timing,
-            sources=Sources(parts.store, references, track_config=settings.track_config),
-        )
+        around = _surroundings(parts, stack)
         reconciler = Reconciler(around)
         # Kopf comes last: when it stops, it waits for every task that is younger than itself, and cancels it.
         workers = [
             asyncio.create_task(_worker(parts, reconciler), name=f"worker-{number}")
-            for number in range(settings.workers)
+            for number in range(parts.settings.workers)
         ]
-        resync = asyncio.create_task(_resync(parts, acceptance))
+        resync = asyncio.create_task(_resync(parts, around.acceptance))
         stopped = asyncio.create_task(parts.stop.wait())
-        kopf_task = asyncio.create_task(_watch(parts, acceptance))
+        kopf_task = asyncio.create_task(_watch(parts, around.acceptance))
         ends: set[asyncio.Task[Any]] = {stopped, kopf_task, resync}
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         parts.stop.set()
@@ -283,6 +256,41 @@ async def _work(parts: _Parts) -> None:
         await asyncio.wait({resync, *workers}, timeout=1.0)
         for task in done - {stopped}:
             task.result()  # a watch or resync that died is an error of this process, which is then restarted
+
+
+def _surroundings(parts: _Parts, stack: AsyncExitStack) -> Surroundings:
+    """What rounds work with; `stack` closes it."""
+    settings = parts.settings
+    servers = _servers(parts, stack)
+    references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
+    stack.push_async_callback(references.close)
+    acceptance = Acceptance(
+        parts.cluster,
+        parts.store,
+        servers=set(servers),
+        query_problem=lambda rollout, spec: query_problem(rollout, spec, settings.servers),
+        now=time.time,
+        wake=lambda keys: _wake(parts, keys),
+    )
+    return Surroundings(
+        cluster=parts.cluster,
+        store=parts.store,
+        judge=Judge(servers, wake=parts.queue.add),
+        acceptance=acceptance,
+        metrics=parts.metrics,
+        timing=settings.timing,
+        sources=Sources(parts.store, references, track_config=settings.track_config),
+    )
+
+
+def _servers(parts: _Parts, stack: AsyncExitStack) -> dict[str, PrometheusServer]:
+    servers = {}
+    for name, settings in parts.settings.servers.items():
+        pool = new_pool()
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        servers[name] = PrometheusServer(settings, pool=pool, observer=parts.metrics.observe_query)
+        stack.callback(servers[name].close)
+    return servers
 
 
 def _wake(parts: _Parts, keys: Iterable[Key]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from ..api.conditions import EventReason, Reason
 from ..api.requests import annotation_of, format_request
@@ -363,7 +365,19 @@ def further_step(round: Round) -> Round | None:
             return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
         if round.plan_step.planned and not _evidence_allows(round, status.plan[step.index + 1].weight):
             return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
-    return advance(going)
+    return _answered(going, advance)
+
+
+def _answered(going: Round, move: Callable[..., Round], **why: Any) -> Round:
+    """A move forward, unless Prometheus has been asked and has not answered: what is newest may speak against it."""
+    if not going.judged.pending:
+        return move(going, **why)
+    return going.wait(
+        Reason.AWAITING_DATA,
+        "Prometheus was asked and has not answered yet",
+        step_runs=True,
+        active_runs=True,
+    )
 
 
 def _unlooked(round: Round) -> bool:
@@ -417,7 +431,7 @@ def finished(round: Round) -> Round | None:
     """The last step: promote what is proven, or end with the verdict if the plan says so; wait for what is not."""
     analysis, assessment = round.spec.analysis, round.judged.assessment
     going = replace(_going(round), may_raise=True)
-    end = stop if round.plan_step.stop else promote
+    end = partial(_answered, move=stop if round.plan_step.stop else promote)
     if round.frozen:
         return going.wait(
             Reason.PROGRESSING, "the promotion waits for an acceptable spec", step_runs=True, active_runs=True

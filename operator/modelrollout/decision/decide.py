@@ -66,7 +66,7 @@ def decide(
             return _invalid(wish, status, refusal, now)
         round = _enter(read_requests(round))
     else:
-        round = note_data(note_pods(follow_plan(apply_requests(read_requests(round)))))
+        round = note_alarm(note_data(note_pods(follow_plan(apply_requests(read_requests(round))))))
         round = run_chain(start_clock(round))
     return _finish(round)
 
@@ -253,6 +253,15 @@ def note_data(round: Round) -> Round:
         fewer = min(round.step.requests_at_start, counted_requests(round))
         round = round if fewer == round.step.requests_at_start else round.put_step(requests_at_start=fewer)
     return round
+
+
+def note_alarm(round: Round) -> Round:
+    """The round with the alarm of a watch without holdback, told once: whether it goes back for it is the chain's."""
+    watch, alarm = round.status.watch, round.judged.alarm
+    if watch is None or round.judged.data is Data.NONE or alarm == watch.alarm:
+        return round
+    round = round.put(watch=watch.model_copy(update={"alarm": alarm}))
+    return round.say(EventReason.WATCH_ALARM, alarm) if alarm else round
 
 
 def start_clock(round: Round) -> Round:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from modelrollout.controller.acceptance import Acceptance
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.operator import _Parts
 from modelrollout.controller.settings import Settings
+from modelrollout.telemetry.servers import ServerSettings
 from tests.fakes.cluster import FakeCluster
 from tests.unit.controller.world import NAME, NAMESPACE, manifest
 
@@ -234,3 +236,14 @@ async def test_whoever_waits_for_a_name_is_woken_when_the_other_one_lets_go_of_i
     assert gone is not None
     operator._take(parts, acceptance, MODEL_ROLLOUT, gone, gone=True)
     assert await woken() == {"a", "b"}
+
+
+# Servers
+
+
+async def test_a_prometheus_that_hangs_keeps_nobody_waiting_who_asks_another() -> None:
+    servers = {name: ServerSettings(name, f"http://{name}") for name in ("hanging", "well")}
+    parts, _ = make_parts(FakeCluster(), servers=servers)
+    async with AsyncExitStack() as stack:
+        made = operator._servers(parts, stack)
+        assert made["hanging"]._pool is not made["well"]._pool

@@ -381,6 +381,22 @@ async def test_without_holdback_a_promoted_model_is_held_against_the_past() -> N
     world.start()
     await world.run(90)
     assert world.status["evidence"]["alarms"]["errors"]["said"] == said, "once raised it stays as it is"
+    assert world.status["watch"]["alarm"] == said
+    assert world.reasons().count("WatchAlarm") == 1
+
+
+async def test_a_rollout_without_requests_says_so_and_writes_no_more_for_it() -> None:
+    world = await deployed()
+    await candidate(world)
+    await compared(world)
+    world.rate = 0.0
+    await world.run(300)
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("True", "NoTraffic")
+    assert "no requests to the baseline and the candidate" in told["message"]
+    before = world.writes()
+    await world.run(600)
+    assert world.writes() - before <= 10, "how far the samples were read, once a minute"
 
 
 async def test_a_watch_with_holdback_raises_no_such_alarm() -> None:

@@ -1,6 +1,7 @@
 """Every answer that is not a complete success is refused with one sentence."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,6 +151,30 @@ async def test_queries_run_side_by_side_in_a_bounded_pool(
 ) -> None:
     answers = await asyncio.gather(*(server.read_series("up{}", at=130, reach=30) for _ in range(20)))
     assert [len(answer) for answer in answers] == [1] * 20
+
+
+async def test_what_waited_too_long_for_others_is_not_asked_any_more(fake: FakePrometheus) -> None:
+    """Behind a server that hangs the queue would grow for ever."""
+    now = 0.0
+    with new_pool(1) as pool:
+        server = PrometheusServer(ServerSettings("s", fake.url), pool=pool, timeouts=QUICK, clock=lambda: now)
+        held, begun = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            begun.set()
+            held.wait(10)
+
+        pool.submit(hang)
+        begun.wait(10)
+        waiting = asyncio.ensure_future(server.read_series("up{}", at=130, reach=30))
+        await asyncio.sleep(0)
+        now = QUICK.total + 0.1
+        held.set()
+        with pytest.raises(QueryError, match="too slow: a query waited") as refused:
+            await waiting
+        assert refused.value.reason == "PrometheusTimedOut"
+        assert not fake.queries
+        server.close()
 
 
 async def test_an_observer_is_told_of_every_query(fake: FakePrometheus, pool: ThreadPoolExecutor) -> None:
