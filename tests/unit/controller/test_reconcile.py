@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
-from modelrollout.cluster.kinds import MODEL_ROLLOUT, Object
+from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, REVISION_LABEL, SERVICE, Object
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller.memory import UnreadableStatus
-from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed
+from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed, manifest
 
 GUARDRAIL = {"name": "memory", "guardrail": {"query": "max(memory_bytes)", "max": "10", "failures": 3}}
 
@@ -64,6 +66,38 @@ async def test_a_bad_release_goes_back() -> None:
 
 
 # Rest
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{}, {"traffic": {"podRatio": {}}}, {"drainDelay": "0s"}],
+    ids=["by a route", "by pods", "no drain"],
+)
+async def test_a_first_deployment_that_answers_stays_until_its_replacement_is_ready(spec: Object) -> None:
+    """S1: it never was Healthy, and yet callers are served; a new image may take minutes to arrive."""
+    world = World()
+    first, second = (hash_revision(Spec.from_wire(manifest(v, **spec)["spec"])) for v in "12")
+    world.nodes.limit[first], world.nodes.waiting[second] = 1, "ErrImagePull"
+    world.apply("1", **spec)
+    await world.run(60)
+    assert (world.phase, world.status["stable"]["ready"]) == ("Pending", 1)
+    world.apply("2", **spec)
+    before = world.writes()
+    await world.run(600)
+    deployment = world.look(DEPLOYMENT, f"{NAME}-{first}")
+    assert deployment is not None
+    assert deployment["spec"]["replicas"] == 2
+    root = world.look(SERVICE, NAME)
+    assert root is not None
+    assert REVISION_LABEL not in root["spec"]["selector"], (
+        "who is ready answers calls inside of the cluster, too"
+    )
+    assert world.writes() - before <= 30, "it is prolonged now and then"
+    world.nodes.waiting.clear()
+    await world.run(300, until=lambda: world.phase == "Healthy")
+    assert world.phase == "Healthy"
+    await world.run(120)
+    assert world.look(DEPLOYMENT, f"{NAME}-{first}") is None
 
 
 async def test_at_rest_nothing_is_asked_and_nothing_is_written() -> None:

@@ -107,6 +107,7 @@ class Rules:
             self.s5_promoted_is_what_was_analysed,
             self.weights_are_whole,
             self.s1_weight_needs_ready_pods,
+            self.s1_the_first_that_answers_stays,
             self.s2_weight_is_carried,
             self.mirrors_need_ready_pods,
             self.s9_capacity,
@@ -138,6 +139,20 @@ class Rules:
             return
         for revision, weight in by_revision(case.after).items():
             assert case.seen.of(revision).ready, f"S1: {revision} has weight {weight} and no ready pod"
+
+    def s1_the_first_that_answers_stays(self, case: Case) -> None:
+        """While one first deployment replaces another."""
+        before, after = case.before, case.after
+        if Phase.PENDING not in (before.phase, after.phase) or case.ready(after.stable):
+            return
+        roles = [before.stable, *before.retiring] if before.stable else before.retiring
+        for role in roles:
+            known = {gone.revision: gone.desired for gone in after.retiring if gone.until > case.now}
+            stays = after.stable is not None and after.stable.revision == role.revision
+            ready = case.seen.of(role.revision).ready
+            assert stays or min(ready, 1) <= known.get(role.revision, 0), (
+                f"S1: {role.revision} answers alone and goes"
+            )
 
     def s2_weight_is_carried(self, case: Case) -> None:
         status = case.after
