@@ -317,9 +317,12 @@ async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
         if listed and parts.listed.is_set():
             parts.relist.add(kind)
 
+    if parts.unserved:
+        kinds = ", ".join(sorted(parts.unserved))
+        _log.info("the cluster has no %s; they are looked for every %.0f s", kinds, parts.settings.resync)
     settings, before = parts.settings, asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
-        registry=make_registry(seen),
+        registry=make_registry(seen, without=parts.unserved),
         settings=make_settings(settings),
         standalone=True,
         clusterwide=not settings.namespaces,

@@ -16,6 +16,7 @@ from modelrollout.cluster.port import Hooks, Request, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller import operator
 from modelrollout.controller.acceptance import Acceptance
+from modelrollout.controller.handlers import make_registry
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.operator import _Parts
 from modelrollout.controller.settings import Settings
@@ -150,6 +151,10 @@ async def test_a_kind_that_is_installed_later_makes_the_process_start_anew_with_
     parts, acceptance = make_parts(cluster)
     await operator._read_all(parts, acceptance)
     assert parts.unserved == {"HTTPRoute"}
+    registry = make_registry(lambda *seen: None, without=parts.unserved)
+    watched = {str(handler.id) for handler in registry._watching._handlers}
+    assert "see-httproutes" not in watched, "Kopf would warn of what it can't find"
+    assert {"see-modelrollouts", "see-grpcroutes"} <= watched
     operator._note_served(parts, Request("list", POD.kind, 200, 0.0))
     operator._note_served(parts, Request("get", HTTP_ROUTE.kind, 404, 0.0))
     assert not parts.stop.is_set()
