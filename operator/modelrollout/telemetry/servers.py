@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -109,7 +110,7 @@ def read_settings(name: str, config: Mapping[str, Any]) -> ServerSettings:
 
 
 def _check(settings: ServerSettings, where: str) -> None:
-    if not settings.url.startswith(("http://", "https://")):
+    if not _is_url(settings.url):
         raise ValueError(
             f"{where}: url is {settings.url!r}: write a URL like http://prometheus.monitoring:9090"
         )
@@ -123,6 +124,14 @@ def _check(settings: ServerSettings, where: str) -> None:
         raise ValueError(f"{where}: username and a bearer token are both given: give one")
     if not settings.username and (settings.password or settings.password_file):
         raise ValueError(f"{where}: a password is given without username: add it")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # the port is no number
+        return False
 
 
 def _camel(name: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from modelrollout.controller.acceptance import Acceptance
 from modelrollout.controller.handlers import make_registry
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.operator import _Parts
-from modelrollout.controller.settings import Settings
+from modelrollout.controller.settings import Settings, read_config
 from modelrollout.telemetry.servers import ServerSettings
 from tests.fakes.cluster import FakeCluster
 from tests.unit.controller.world import NAME, NAMESPACE, manifest
@@ -244,6 +245,26 @@ async def test_whoever_waits_for_a_name_is_woken_when_the_other_one_lets_go_of_i
 
 
 # Servers
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(b"\xff\xfe", "servers.yaml is not UTF-8 text", id="no text"),
+        pytest.param(b"[", "servers.yaml is not YAML", id="no YAML"),
+        pytest.param(b"- a", "a mapping with servers and timing", id="a list"),
+        pytest.param(b"server: []", "'server' is no setting", id="a misspelt key"),
+        pytest.param(b"timing: {raiseAfter: soon}", "timing.raiseAfter is 'soon'", id="no duration"),
+    ],
+)
+def test_a_bad_configuration_is_one_sentence_that_names_the_file(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
+    file = tmp_path / "servers.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=says) as refused:
+        read_config(file)
+    assert "servers.yaml" in str(refused.value)
 
 
 async def test_a_prometheus_that_hangs_keeps_nobody_waiting_who_asks_another() -> None:

@@ -197,6 +197,8 @@ async def test_an_observer_is_told_of_every_query(fake: FakePrometheus, pool: Th
     ("config", "says"),
     [
         pytest.param({"url": "prometheus:9090"}, "url is 'prometheus:9090'", id="a URL without a scheme"),
+        pytest.param({"url": "http://"}, "url is 'http://'", id="a URL without a host"),
+        pytest.param({"url": "http://p:x"}, "url is 'http://p:x'", id="a URL whose port is no number"),
         pytest.param({}, "url is ''", id="no URL"),
         pytest.param({"url": "http://u:p@h"}, "leave the credentials out", id="credentials in the URL"),
         pytest.param({"url": "http://p", "token": "x"}, "'token' is no setting", id="an unknown key"),
