@@ -305,7 +305,11 @@ def _answers_still(round: Round, gone: Retiring) -> bool:
         return False
     if round.view(round.status.stable).ready == 0:
         return True
-    return not round.pod_ratio and bool((round.seen.route.weights or {}).get(gone.revision))
+    route = round.seen.route
+    # By pod ratio all that are ready answer, so that alone is no reason; one whom another writer sends callers to is.
+    return bool((route.weights or {}).get(gone.revision)) and (
+        not round.pod_ratio or bool(route.contested_by)
+    )
 
 
 def _progress_deadline(round: Round) -> Round:

@@ -239,7 +239,7 @@ class Cluster(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 60, 600]))
     def clock_goes_back(self, seconds: int) -> None:
         """As another leader's clock may."""
-        self.world.now -= seconds
+        self.world.set_clock_back(seconds)
         self.rest()
 
     @rule(refused=st.sampled_from([False, False, True]))

@@ -191,6 +191,11 @@ class World:
         """EndpointSlices stay as they are while pods come and go, or are up to date again."""
         self.lag = {revision: self._ready(revision) for revision in self.pods} if behind else None
 
+    def set_clock_back(self, seconds: float) -> None:
+        """Nothing else happens; what the rules remember of the past is as long ago as before."""
+        self.now -= seconds
+        self.rules.last_weight = {name: at - seconds for name, at in self.rules.last_weight.items()}
+
     def _wanted_route(self) -> dict[str, int]:
         status, weights = self.status, self.status.weights
         pairs = (
