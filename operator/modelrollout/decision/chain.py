@@ -124,7 +124,9 @@ def too_late(round: Round) -> Round | None:
     if short:
         why = f"{pods_summary(round, round.status.candidate)} within progressDeadline"
         return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)
-    problem = round.seen.route.problem or "its new weights were not accepted"
+    route = round.seen.route
+    other = f"{route.contested_by} keeps changing it" if route.contested_by else ""
+    problem = other or route.problem or "its new weights were not accepted"
     return go_back(round, Reason.ROUTE_NOT_ACCEPTED, f"the route: {problem}")
 
 

@@ -102,6 +102,14 @@ class TestWaitsEnd:
 class TestTooLate:
     """Link 6."""
 
+    def test_who_keeps_the_route_from_us_is_named(self, world: World) -> None:
+        started(world).contested_by = "argocd"
+        assert world.status.stable
+        world.routed = ({world.status.stable.revision: 100}, world.now)
+        world.until("RolledBack", "RollingBack", limit=1200)
+        assert world.status.history[0].reason == "RouteNotAccepted"
+        assert "argocd keeps changing it" in (world.status.history[0].message or "")
+
     def test_what_became_ready_while_the_operator_was_away_is_not_rolled_back(self, world: World) -> None:
         world.tick(1)
         assert world.status.progress_deadline_at
