@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from ..api.revision import hash_revision
 from ..api.spec import ModelSource, Spec
 from ..api.status import Status
-from ..cluster.kinds import SERVICE, Kind, Object
+from ..cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
+from ..cluster.pods import Pod
 from ..cluster.references import References
 from ..cluster.store import Key, Store
 from ..workloads import Children, Problem
@@ -17,12 +18,12 @@ from ..workloads.own_services import (
     bind,
     first_pinned,
     named_revision,
-    service_names,
+    own_backends,
     services_problem,
     switched,
     with_capacity,
 )
-from ..workloads.source import filled_in, interests
+from ..workloads.source import filled_in, interests, pool_members
 
 _DEPTH = 4  # a Deployment names ConfigMaps, a Service selects pods: what is found may name more
 
@@ -70,28 +71,55 @@ class Sources:
             return _undone(Source(spec, fallback, written, problem, written), rollout, status, children)
         children = self.children(key, rollout, [spec], status)
         revision, problem = named_revision(rollout, spec, status, children)
-        problem = switched(spec, status, children) or problem or services_problem(spec, status, children)
+        unserved = self._references.unserved
+        problem = (
+            switched(spec, status, children)
+            or problem
+            or services_problem(spec, status, children, unserved=unserved)
+        )
         return Source(with_capacity(spec, status, children), fallback, revision, problem)
 
     def children(self, key: Key, rollout: Object, specs: Iterable[Spec | None], status: Status) -> Children:
-        """What belongs to the rollout, with the user's Services in front of its revisions and the pods behind them."""
+        """What belongs to the rollout, with the user's Services and pools in front of its revisions and the pods behind
+        them."""
         children = self._plain_children(key)
         own = [spec for spec in specs if spec is not None and spec.workload.services is not None]
         if not own:
             return children
-        services, slices, pods = dict(children.services), dict(children.endpointslices), dict(children.pods)
-        for name in {name for spec in own for name in service_names(spec, status, children)}:
-            service = self._store.get(SERVICE, key.namespace, name)
-            if service is not None:
-                services[name] = service
-            found = self._store.endpoint_slices(key.namespace, name)
-            slices |= {name_in(obj): obj for obj in found}
-            seen = (self._store.pod(key.namespace, pod) for pod in pod_names(found))
-            pods |= {pod.name: pod for pod in seen if pod is not None}
-        children = replace(children, services=services, endpointslices=slices, pods=pods)
+        for backend in {one for spec in own for one in own_backends(spec, status, children)}:
+            children = (self._with_pool if backend.pooled else self._with_service)(
+                key, backend.name, children
+            )
         for spec in own:
             children = bind(rollout, spec, status, children)
         return children
+
+    def _with_service(self, key: Key, name: str, children: Children) -> Children:
+        service = self._store.get(SERVICE, key.namespace, name)
+        found = self._store.endpoint_slices(key.namespace, name)
+        return replace(
+            children,
+            services={**children.services, **({name: service} if service else {})},
+            endpointslices={**children.endpointslices, **{name_in(obj): obj for obj in found}},
+            pods={**children.pods, **self._pods(key, pod_names(found))},
+        )
+
+    def _with_pool(self, key: Key, name: str, children: Children) -> Children:
+        pool = self._store.get(INFERENCE_POOL, key.namespace, name)
+        if pool is None:
+            return children
+        selected = (self._references.names(one) for one in pool_members(key.namespace, pool))
+        members = frozenset().union(*selected)
+        return replace(
+            children,
+            pools={**children.pools, name: pool},
+            members={**children.members, name: members},
+            pods={**children.pods, **self._pods(key, members)},
+        )
+
+    def _pods(self, key: Key, names: Iterable[str]) -> dict[str, Pod]:
+        seen = (self._store.pod(key.namespace, name) for name in names)
+        return {pod.name: pod for pod in seen if pod is not None}
 
     def _plain_children(self, key: Key) -> Children:
         return Children.from_store(self._store.children(*key), self._store.referred(key))

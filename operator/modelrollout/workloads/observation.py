@@ -13,6 +13,7 @@ from ..api.spec import Spec
 from ..cluster.kinds import REVISION_LABEL
 from ..cluster.pods import Pod, Waiting
 from ..decision.types import RevisionView
+from .backends import Backend
 from .children import Children, Ownership, child_name, name_in, ownership, revision_of
 
 _REASONS = 5
@@ -66,6 +67,14 @@ def ready_pods(slices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
+def ready_behind(children: Children, backend: Backend) -> dict[str, str]:
+    """As `ready_pods`, of a Service or of a pool."""
+    if not backend.pooled:
+        return ready_pods(children.slices_of(backend.name))
+    pods = (children.pods.get(name) for name in sorted(children.pods_behind(backend)))
+    return {pod.name: pod.name for pod in pods if pod is not None and pod.ready}
+
+
 def answering(children: Children, service: str) -> dict[str, int]:
     """Ready endpoints of a Service by revision; one whose pod is not known (yet) counts for revision ""."""
     counts: dict[str, int] = {}
@@ -80,7 +89,7 @@ def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: fl
     workload = children.deployments.get(child_name(rollout, revision))
     pods = [pod for pod in children.pods_of(rollout, revision) if pod.phase not in _OVER]
     since = {pod.name: pod.ready_since for pod in pods}
-    ready = ready_pods(children.slices_of(children.service_of(rollout, revision)))
+    ready = ready_behind(children, children.backend_of(rollout, revision))
     replicas = workload["spec"].get("replicas") if workload else 0
     if revision in children.bound:
         replicas = max(len(pods), len(ready))

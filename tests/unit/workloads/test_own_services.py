@@ -13,6 +13,7 @@ from modelrollout.api.status import Phase, RevisionStatus, Status, Weights
 from modelrollout.cluster.actions import Create
 from modelrollout.traffic import route_actions, router_of
 from modelrollout.workloads import Children, observe, workload_actions
+from modelrollout.workloads.backends import Backend
 from modelrollout.workloads.own_services import (
     bind,
     first_pinned,
@@ -72,7 +73,8 @@ def seen(*records: Object, pods: dict[str, tuple[str, ...]] | None = None) -> Ch
     return Children(
         controller_revisions={obj["metadata"]["name"]: obj for obj in records},
         bound={
-            obj["metadata"]["labels"]["modelrollout.dev/revision"]: obj["data"]["service"] for obj in records
+            obj["metadata"]["labels"]["modelrollout.dev/revision"]: Backend(obj["data"]["service"])
+            for obj in records
         },
         services={name: service(name) for name in pods},
         endpointslices={name: endpoints(name, *found) for name, found in pods.items()},
@@ -122,7 +124,8 @@ def test_what_the_spec_names(
     revision, problem = named_revision(rollout, spec, status, children)
     assert revision == (named or hash_revision(spec))
     assert (problem is None) is accepted
-    assert bind(rollout, spec, status, children).bound[revision] == spec.workload.services.named  # type: ignore[union-attr]
+    assert spec.workload.services is not None
+    assert bind(rollout, spec, status, children).bound[revision] == Backend.of(spec.workload.services.named)
 
 
 def test_the_refusal_says_what_to_write() -> None:
@@ -150,7 +153,7 @@ def test_with_a_candidate_at_creation_what_serves_is_the_baseline() -> None:
     children = bind(rollout, spec, Status(), seen())
     assert first is not None
     assert first != hash_revision(spec)
-    assert children.bound == {first: "fraud-v1", hash_revision(spec): "fraud-v2"}
+    assert children.bound == {first: Backend("fraud-v1"), hash_revision(spec): Backend("fraud-v2")}
     assert observe(rollout, children, NOW)[first].ready == 2
     assert first_pinned(spec_of(rollout_of("fraud-v1")), Status()) is None
     assert first_pinned(spec, serving(ONE)) is None
