@@ -21,6 +21,7 @@ from ..workloads.own_services import (
     own_backends,
     services_problem,
     switched,
+    undone_services,
     with_capacity,
 )
 from ..workloads.source import filled_in, interests, pool_members
@@ -59,7 +60,7 @@ class Sources:
 
         Raises the errors of `cluster.errors`.
         """
-        await self._refer(key, [one for one in (spec, fallback) if one is not None], status)
+        await self._refer(key, rollout, [one for one in (spec, fallback) if one is not None], status)
         if spec is None:
             return Source(None, fallback, "", None)
         spec, problem = filled_in(spec, lambda kind, name: self._find(key, kind, name), track=self._track)
@@ -69,15 +70,20 @@ class Sources:
             children = self._plain_children(key)
             written, problem = hash_revision(spec), switched(spec, status, children)
             return _undone(Source(spec, fallback, written, problem, written), rollout, status, children)
-        children = self.children(key, rollout, [spec], status)
-        revision, problem = named_revision(rollout, spec, status, children)
-        unserved = self._references.unserved
+        return self._of_services(rollout, spec, fallback, status, self.children(key, rollout, [spec], status))
+
+    def _of_services(
+        self, rollout: Object, spec: Spec, fallback: Spec | None, status: Status, children: Children
+    ) -> Source:
+        written, in_place = named_revision(rollout, spec, status, children)
+        source = _undone(Source(spec, fallback, written, in_place, written), rollout, status, children)
+        asked = source.spec or spec
         problem = (
-            switched(spec, status, children)
-            or problem
-            or services_problem(spec, status, children, unserved=unserved)
+            switched(asked, status, children)
+            or (in_place if source.revision == written else None)
+            or services_problem(asked, status, children, unserved=self._references.unserved)
         )
-        return Source(with_capacity(spec, status, children), fallback, revision, problem)
+        return replace(source, spec=with_capacity(asked, status, children), problem=problem)
 
     def children(self, key: Key, rollout: Object, specs: Iterable[Spec | None], status: Status) -> Children:
         """What belongs to the rollout, with the user's Services and pools in front of its revisions and the pods behind
@@ -86,7 +92,7 @@ class Sources:
         own = [spec for spec in specs if spec is not None and spec.workload.services is not None]
         if not own:
             return children
-        for backend in {one for spec in own for one in own_backends(spec, status, children)}:
+        for backend in {one for spec in own for one in own_backends(rollout, spec, status, children)}:
             children = (self._with_pool if backend.pooled else self._with_service)(
                 key, backend.name, children
             )
@@ -129,12 +135,12 @@ class Sources:
         """The revision behind the user's stable Service, as long as nothing is known of the rollout."""
         return first_pinned(spec, status)
 
-    async def _refer(self, key: Key, specs: list[Spec], status: Status) -> None:
+    async def _refer(self, key: Key, rollout: Object, specs: list[Spec], status: Status) -> None:
         seen: set[object] = set()
         for _ in range(_DEPTH):
             children = self._plain_children(key)
             wanted = interests(
-                key.namespace,
+                rollout,
                 specs,
                 status,
                 children,
@@ -160,8 +166,9 @@ def _undone(source: Source, rollout: Object, status: Status, children: Children)
     if record is None and not any(role is not None and role.revision == undo.revision for role in roles):
         return source
     model = ModelSource.from_wire(((record or {}).get("data") or {}).get("model") or {})
-    workload = spec.workload.model_copy(
-        update={"template": {}}
-    )  # its record has the one that it was made with
-    spec = spec.model_copy(update={"model": model, "workload": workload})
+    # Its record has the template that it was made with.
+    workload: Object = {"template": {}}
+    if spec.workload.services is not None:
+        workload["services"] = undone_services(status, children, undo.revision) or spec.workload.services
+    spec = spec.model_copy(update={"model": model, "workload": spec.workload.model_copy(update=workload)})
     return replace(source, spec=spec, revision=undo.revision)

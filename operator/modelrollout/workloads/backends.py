@@ -35,6 +35,10 @@ class Backend:
             return None
         return cls(str(data["name"]), str(data.get("kind") or SERVICE.kind))
 
+    def to_own(self) -> OwnService:
+        """As a spec names it."""
+        return OwnService.from_wire({"name": self.name, "kind": self.kind})
+
     def to_wire(self) -> Object:
         """As it is remembered."""
         return {"name": self.name} | ({"kind": self.kind} if self.pooled else {})

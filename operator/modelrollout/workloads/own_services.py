@@ -13,23 +13,29 @@ from dataclasses import replace
 from typing import Any
 
 from ..api.conditions import Reason
+from ..api.requests import Request, annotation_of, parse_request
 from ..api.revision import hash_revision
 from ..api.rules import POOLS_TAKE_NO_COPIES
 from ..api.spec import ModelSource, OwnServices, Spec
 from ..api.status import Phase, RevisionStatus, Status
 from ..cluster.kinds import Object
 from .backends import Backend, pool_ports
-from .children import Children, Problem, child_name
+from .children import Children, Problem, bound_to, child_name, revision_of
 from .observation import ready_behind
 
 AT_REST = (None, Phase.INVALID, Phase.PENDING, Phase.HEALTHY, Phase.ROLLED_BACK)
 
 
-def own_backends(spec: Spec | None, status: Status, children: Children) -> frozenset[Backend]:
-    """The user's Services that matter now: those that the spec names, and those in front of what has traffic."""
+def own_backends(
+    rollout: Mapping[str, Any], spec: Spec | None, status: Status, children: Children
+) -> frozenset[Backend]:
+    """The user's Services that matter now: those that the spec names, those in front of what has traffic, and the one of a
+    stored revision that somebody asks for."""
     own = spec.workload.services if spec else None
     named = {Backend.of(own.stable), Backend.of(own.named)} if own else set()
     revisions = [role.revision for role in _roles(status)] + [gone.revision for gone in status.retiring]
+    revisions += [status.undo.revision] if status.undo else []
+    revisions += [asked] if (asked := _asked_for(rollout)) else []
     return frozenset(named | {children.bound[rev] for rev in revisions if rev in children.bound})
 
 
@@ -39,8 +45,9 @@ def bind(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Child
     if own is None:
         return children
     bound = dict(children.bound)
-    revision, _ = named_revision(rollout, spec, status, children)
-    bound.setdefault(revision, Backend.of(own.named))
+    if status.undo is None or bound.get(status.undo.revision) != Backend.of(own.named):
+        revision, _ = named_revision(rollout, spec, status, children)
+        bound.setdefault(revision, Backend.of(own.named))
     first = first_revision(spec)
     known = any(role.revision == first for role in _roles(status))
     if first is not None and (status.phase in (None, Phase.INVALID) or known):
@@ -103,6 +110,46 @@ def _in_place(own: OwnServices, role: RevisionStatus) -> Problem:
 def _model(rollout: Mapping[str, Any], children: Children, revision: str) -> Mapping[str, Any]:
     record = children.controller_revisions.get(child_name(rollout, revision))
     return (record or {}).get("data", {}).get("model") or {}
+
+
+def undone_services(status: Status, children: Children, revision: str) -> OwnServices | None:
+    """What a spec would name to ask for a stored revision; None if it is not known what that is behind."""
+    backend = children.bound.get(revision)
+    serving = children.bound.get(status.stable.revision) if status.stable else None
+    if backend is None:
+        return None
+    if serving is None or serving == backend:
+        return OwnServices(stable=backend.to_own())
+    return OwnServices(stable=serving.to_own(), candidate=backend.to_own())
+
+
+def lost_revisions(rollout: Mapping[str, Any], children: Children) -> dict[str, str]:
+    """The stored revision that somebody asks for, with the reason why it can't come back; empty if it can."""
+    revision = _asked_for(rollout)
+    backend = children.bound.get(revision or "")
+    if revision is None or backend is None:
+        return {}
+    if find_backend(children, backend) is None:
+        return {
+            revision: f"{backend}, which it was behind, does not exist any more: create it, or name another one"
+        }
+    records = children.controller_revisions.values()
+    same = [record for record in records if bound_to(record) == backend]
+    newest = max(same, key=lambda record: int(record.get("revision") or 0), default=None)
+    later = revision_of(newest) if newest else None
+    if later is None or later == revision:
+        return {}
+    return {
+        revision: f"{backend}, which it was behind, has been used for revision {later} since: if the old model is behind it "
+        "again, name it in spec.workload.services.candidate"
+    }
+
+
+def _asked_for(rollout: Mapping[str, Any]) -> str | None:
+    """The revision of the request to undo, if there is one."""
+    value = (rollout["metadata"].get("annotations") or {}).get(annotation_of("undo"))
+    asked = parse_request("undo", value) if value else None
+    return asked.revision if isinstance(asked, Request) else None
 
 
 def services_problem(

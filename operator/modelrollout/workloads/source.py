@@ -41,11 +41,12 @@ Lookup: TypeAlias = Callable[[Kind, str], Object | None]
 
 
 def interests(
-    namespace: str, specs: Iterable[Spec], status: Status, children: Children, find: Lookup, *, track: bool
+    rollout: Object, specs: Iterable[Spec], status: Status, children: Children, find: Lookup, *, track: bool
 ) -> set[Interest]:
     """What a rollout needs to see besides its children. Ask again once it is in the store: a Deployment's template names
     ConfigMaps, and a Service selects pods. `track`: whether the operator may read ConfigMaps and Secrets."""
     wanted: set[Interest] = set()
+    namespace = str(rollout["metadata"]["namespace"])
     for spec in specs:
         workload = spec.workload
         if workload.deployment_ref is not None:
@@ -54,7 +55,7 @@ def interests(
             template = _template(spec, find)
             wanted |= {Interest(kind, namespace, name=name) for kind, name in config_names(template or {})}
         if workload.services is not None:
-            for backend in own_backends(spec, status, children):
+            for backend in own_backends(rollout, spec, status, children):
                 wanted.update(_behind(namespace, backend, find))
     return wanted
 
