@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 LISTED_WITHIN = 10.0  # seconds that a round waits for the first listing
 LEAST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two listings of one interest
+UNSERVED_PAUSE = 10.0  # the same, of a kind that the API server does not have: its CRD may be installed
 DATA_HASH = "dataHash"
 """Field of a ConfigMap or Secret in the store, in place of its content."""
 
@@ -143,7 +144,7 @@ class References:
             except KindNotServed:
                 self._unserved.add(interest.kind.kind)
                 self._replace(watch, [])
-                pause = LONGEST_PAUSE
+                pause = UNSERVED_PAUSE
             except ClusterError as error:
                 watch.error = error
                 gone = error.status == 410
