@@ -80,12 +80,13 @@ def served(lab: Lab) -> bool:
     return True
 
 
-def pool(namespace: str, name: str, *, app: str) -> Object:
+def pool(namespace: str, name: str, *, app: str, mode: str = "FailOpen") -> Object:
     """A pool as its Helm chart makes it; nothing here runs an endpoint picker."""
+    picker = {"name": f"{name}-epp", "port": {"number": 9002}, "failureMode": mode}
     spec = {
         "selector": {"matchLabels": {"app": app}},
         "targetPorts": [{"number": 8080}],
-        "endpointPickerRef": {"name": f"{name}-epp", "port": {"number": 9002}},
+        "endpointPickerRef": picker,
     }
     return {
         "apiVersion": POOLS[0],
@@ -223,6 +224,24 @@ def a_pool_gets_no_request_before_it_has_ready_pods_and_none_after_they_are_gone
             timeout=30,
             what="no pool without pods in the route",
         )
+
+
+@story
+def a_pool_without_its_endpoint_picker_gets_no_request(world: World) -> None:
+    with versions(world) as rollout:
+        put(rollout, pool(rollout.namespace, "fraud-v4", app="v2", mode="FailClose"))
+        rollout.deploy("1", **own("v1"), **SLOW)
+        rollout.apply("4", **own("v1", "v4"), **SLOW)
+        rollout.wait(
+            lambda obj: "PickerNotReady: Service fraud-v4-epp" in str(obj["status"].get("message")),
+            "the missing picker",
+        )
+        assert all("fraud-v4" not in str(r) for r in world.routes.versions(rollout.namespace, "fraud"))
+        put(rollout, deployment(rollout.namespace, "picker", app="picker", replicas=1))
+        put(rollout, service(rollout.namespace, "fraud-v4-epp", app="picker"))
+        rollout.wait_step("1/1")
+        rollout.client.patch(path_of(*DEPLOYMENTS, rollout.namespace, "picker"), {"spec": {"replicas": 0}})
+        rollout.wait(lambda obj: not obj["status"]["weights"].get("candidate"), "no weight without a picker")
 
 
 @story

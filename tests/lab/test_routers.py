@@ -91,7 +91,8 @@ class Pooled(Borrowed):
         pool = {
             "selector": {"matchLabels": labels},
             "targetPorts": [{"number": 8080}],
-            "endpointPickerRef": {"name": f"{name}-epp", "port": {"number": 9002}},
+            # As the lab's gateway has no pickers.
+            "endpointPickerRef": {"name": f"{name}-epp", "port": {"number": 9002}, "failureMode": "FailOpen"},
         }
         for api, kind, spec in (
             ("apps/v1", "Deployment", workload),

@@ -13,6 +13,7 @@ from ..cluster.pods import Pod
 from ..cluster.references import References
 from ..cluster.store import Key, Store
 from ..workloads import Children, Problem
+from ..workloads.backends import picker_of
 from ..workloads.children import child_name, name_in, pod_names
 from ..workloads.own_services import (
     bind,
@@ -116,8 +117,11 @@ class Sources:
             return children
         selected = (self._references.names(one) for one in pool_members(key.namespace, pool))
         members = frozenset().union(*selected)
+        picker = picker_of(pool)
+        found = self._store.endpoint_slices(key.namespace, picker) if picker else []
         return replace(
             children,
+            endpointslices={**children.endpointslices, **{name_in(obj): obj for obj in found}},
             pools={**children.pools, name: pool},
             members={**children.members, name: members},
             pods={**children.pods, **self._pods(key, members)},

@@ -1,7 +1,8 @@
 """What requests are sent to: a Service, or a pool of the Gateway API Inference Extension.
 
-A pool has no EndpointSlices: whoever picks an endpoint looks at the pods themselves, and takes those that are ready and are
-not being deleted. So does this.
+A pool has no EndpointSlices: its endpoint picker looks at the pods themselves, and takes those that are ready and are not
+being deleted. So does this. Where the picker itself is away, requests are refused before they reach a pod, and no metric of
+the pods would ever tell.
 """
 
 from __future__ import annotations
@@ -61,6 +62,14 @@ def pool_selector(pool: Mapping[str, Any]) -> str:
     """The label selector of a pool's pods; empty if it selects none."""
     labels = ((pool.get("spec") or {}).get("selector") or {}).get("matchLabels") or {}
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def picker_of(pool: Mapping[str, Any]) -> str | None:
+    """The Service of the endpoint picker, if a pool answers nothing without it."""
+    ref = (pool.get("spec") or {}).get("endpointPickerRef") or {}
+    if ref.get("failureMode") == "FailOpen" or (ref.get("kind") or SERVICE.kind) != SERVICE.kind:
+        return None
+    return str(ref["name"]) if ref.get("name") else None
 
 
 def pool_ports(pool: Mapping[str, Any]) -> list[int]:

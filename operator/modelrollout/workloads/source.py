@@ -29,7 +29,7 @@ from ..cluster.kinds import (
     Object,
 )
 from ..cluster.references import DATA_HASH, Interest
-from .backends import Backend, pool_selector
+from .backends import Backend, picker_of, pool_selector
 from .children import Children, Problem
 from .own_services import own_backends
 
@@ -67,13 +67,19 @@ def _behind(namespace: str, backend: Backend, find: Lookup) -> Iterator[Interest
         pool = find(INFERENCE_POOL, name)
         if pool is not None:
             yield from pool_members(namespace, pool)
+        if pool is not None and (picker := picker_of(pool)):
+            yield _endpoints(namespace, picker)
         return
-    yield Interest(ENDPOINT_SLICE, namespace, selector=f"{SERVICE_NAME_LABEL}={name}")
+    yield _endpoints(namespace, name)
     obj = find(SERVICE, name)
     selector = (obj["spec"].get("selector") if obj else None) or {}
     if selector:
         text = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
         yield Interest(POD, namespace, selector=text)
+
+
+def _endpoints(namespace: str, service: str) -> Interest:
+    return Interest(ENDPOINT_SLICE, namespace, selector=f"{SERVICE_NAME_LABEL}={service}")
 
 
 def pool_members(namespace: str, pool: Mapping[str, Any]) -> Iterator[Interest]:

@@ -87,6 +87,7 @@ class Rig:
         if self.own is not None:
             for number in (1, 2):
                 self.server.put(backend_of(self.own, f"fraud-v{number}"))
+                self.server.endpoints(f"fraud-v{number}-epp", [f"epp-{number}"])
         if self.borrowed is not None:
             self.server.put(copy.deepcopy(self.borrowed))
         status = status_of(self.first, sizes=(3, 0, 0))

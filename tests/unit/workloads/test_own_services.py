@@ -315,6 +315,33 @@ def test_a_pool_has_as_many_ready_pods_as_it_selects_that_are_ready_and_stay() -
     assert ready_behind(children, pool) == {"ready": "ready"}
 
 
+PICKERS: dict[str, tuple[Object, tuple[str, ...], int]] = {
+    "its picker is ready": ({}, ("epp-0",), 1),
+    "its picker is away": ({}, (), 0),
+    "its picker is away, and it answers without": ({"failureMode": "FailOpen"}, (), 1),
+    "its picker is of a kind that can't be looked at": ({"kind": "Picker", "group": "example.com"}, (), 1),
+}
+
+
+@pytest.mark.parametrize(("ref", "pickers", "ready"), PICKERS.values(), ids=PICKERS)
+def test_a_pool_without_its_picker_has_no_ready_pod(
+    ref: Object, pickers: tuple[str, ...], ready: int
+) -> None:
+    pool = POOL | {"spec": {**POOL["spec"], "endpointPickerRef": {"name": "epp", **ref}}}
+    pods = {"a": strip(pod_object("a", "", ready_at="2026-11-20T08:00:00Z"))}
+    children = replace(
+        seen(pods={"epp": pickers}),
+        pools={"fraud-v2": pool},
+        members={"fraud-v2": frozenset("a")},
+        pods=pods,
+        bound={TWO: Backend("fraud-v2", "InferencePool")},
+    )
+    view = observe(pooled(), children, NOW)[TWO]
+    assert view.ready == ready
+    said = "PickerNotReady: Service epp, the endpoint picker of InferencePool fraud-v2, has no ready endpoint"
+    assert view.waiting == (() if ready else (said,))
+
+
 def test_a_stored_pool_gets_no_copies_either() -> None:
     rollout = pooled(strategy={"canary": {"steps": [{"weight": 0, "mirror": 10}, {"weight": 5}]}})
     children = replace(seen(), pools={"fraud-v2": POOL})

@@ -210,11 +210,16 @@ def test_a_pool_brings_the_pods_that_it_selects() -> None:
     services = {"services": {"stable": {"name": "fraud-v1", "kind": "InferencePool"}}}
     spec = spec_of(manifest(workload=services, traffic={"httpRoute": {"name": "fraud"}}))
     selector = {"matchLabels": {"b": "2", "a": "1"}}
-    pool = {"kind": "InferencePool", "metadata": {"name": "fraud-v1"}, "spec": {"selector": selector}}
+    pool: Object = {"kind": "InferencePool", "metadata": {"name": "fraud-v1"}, "spec": {"selector": selector}}
     named = Interest(INFERENCE_POOL, "ml", name="fraud-v1")
     assert interests(manifest(), [spec], Status(), Children(), Store(), track=False) == {named}
     found = interests(manifest(), [spec], Status(), Children(), Store(pool), track=False)
-    assert found == {named, Interest(POD, "ml", selector="a=1,b=2")}
+    members = Interest(POD, "ml", selector="a=1,b=2")
+    assert found == {named, members}
+    pool["spec"]["endpointPickerRef"] = {"name": "epp", "port": {"number": 9002}}
+    found = interests(manifest(), [spec], Status(), Children(), Store(pool), track=False)
+    picker = Interest(ENDPOINT_SLICE, "ml", selector="kubernetes.io/service-name=epp")
+    assert found == {named, members, picker}
 
 
 def test_a_stored_revision_that_is_asked_for_brings_its_service() -> None:
