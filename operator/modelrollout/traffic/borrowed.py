@@ -112,9 +112,11 @@ class _Scope:
     replaced: frozenset[Backend]
     # Whether each version is behind one of the user's: what is replaced and what replaces it are then of one sort.
     own: bool = False
+    serving: Backend | None = None  # then, what is in front of the stable version
+    began: bool = False  # whether a version was ever stable
 
     def __str__(self) -> str:
-        return " or ".join(map(str, sorted(self.replaced)))
+        return str(self.serving) if self.serving else " or ".join(map(str, sorted(self.replaced)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +208,11 @@ class BorrowedRouter:
             )
         view = self._view(rollout, spec, children, live)
         if not view.parts(spec):
-            mend = (
-                "name one in spec.workload.services" if view.scope.own else "set service.name to the Service"
-            )
+            mend = "name as workload.services.stable" if view.scope.own else "set service.name to"
             return Problem(
                 Reason.REFERENCE_NOT_FOUND,
                 f"{kind} {name} has no backend that is {view.scope}{self._where(spec)}, so there is nothing to split: add "
-                f"one, or {mend} that it names",
+                f"one, or {mend} the one that it names",
             )
         return None
 
@@ -231,7 +231,6 @@ class BorrowedRouter:
                 "requests could be compared: give it a weight",
             )
         for part in view.parts(spec):
-            yield from self._misplaced(view, spec, part)
             backends = part.original[shape.backends] or []
             where = f"{shape.kind.kind} {name_in(view.live)}: spec.{shape.rules}[{part.index}]"
             for backend in backends:
@@ -254,20 +253,6 @@ class BorrowedRouter:
                     f"{where} has a weight of more than {shape.heaviest // FACTOR}, which leaves no room to split it: divide "
                     "the weights of the rule by a common factor",
                 )
-
-    def _misplaced(self, view: _View, spec: Spec, part: _Part) -> Iterator[Problem]:
-        """At a start all requests would be moved to what the spec calls stable: that must be what serves."""
-        own = spec.workload.services
-        if own is None or (view.rollout.get("status") or {}).get("stable"):
-            return
-        stable, named = Backend.of(own.stable), view.named(part)
-        if stable not in named:
-            others = " and ".join(map(str, sorted(named)))
-            yield Problem(
-                Reason.INVALID_SPEC,
-                f"{self._shape.kind.kind} {name_in(view.live)}: spec.{self._shape.rules}[{part.index}] sends requests to "
-                f"{others}, and spec.workload.services.stable is {stable.name}: name as stable what serves now",
-            )
 
     # What is written
 
@@ -309,7 +294,7 @@ class BorrowedRouter:
             for obj in routes
             if not deleting(obj)
         ]
-        patches = (view.patch(_Wanted(view.serving(children)), None) for view in views)
+        patches = (view.patch(_Wanted(view.serving()), None) for view in views)
         return [patch for patch in patches if patch is not None]
 
     def _give_back(self, routes: Sequence[Object]) -> list[Action]:
@@ -340,7 +325,7 @@ class BorrowedRouter:
         rollout = view.rollout
         if (status.stable or status.candidate) is None:
             return None
-        routed = view.routed
+        routed = view.routed(spec)
 
         def target(revision: str, weight: int) -> _Target | None:
             backend = children.backend_of(rollout, revision)
@@ -402,14 +387,21 @@ class _View:
         self._prefix = f"{name_in(rollout)}-"
         self._memory = _memory(live) if steered_by(live) == name_in(rollout) else None
 
-    @property
-    def routed(self) -> frozenset[Backend]:
-        """Our revisions' backends that stand in the route."""
+    def routed(self, spec: Spec | None) -> frozenset[Backend]:
+        """Our revisions' backends that stand in the route; of the user's, those that it sends requests to."""
+        if self.scope.own:
+            rules = [self._rules[part.index] for part in self.parts(spec)]
+            named = [self._named(self._backends(rule)) for rule in rules]
+            return frozenset().union(*named, self._mirrored_to(rules))
         found = [
             self.shape.backend_of(one, self.namespace) for rule in self._rules for one in self._backends(rule)
         ]
-        found += [backend for rule in self._rules for backend, _ in self.shape.mirrors(rule)]
-        return frozenset(backend for backend in found if backend and self._is_ours(backend))
+        ours = frozenset(backend for backend in found if backend and self._is_ours(backend))
+        return ours | self._mirrored_to(self._rules)
+
+    def _mirrored_to(self, rules: Sequence[Mapping[str, Any]]) -> frozenset[Backend]:
+        found = (backend for rule in rules for backend, _ in self.shape.mirrors(rule))
+        return frozenset(backend for backend in found if self._is_ours(backend))
 
     @property
     def replaced(self) -> bool:
@@ -442,29 +434,45 @@ class _View:
         stored = (self._memory or {}).get(key)
         if stored is not None and stored["written"] == values:
             return _Part(index, key, stored["original"], True)
-        referred = any(self.reference(one) for one in backends)
-        if self.scope.own and (not referred or (spec is None and stored is None)):
+        if self.scope.own and stored is None and not self._serves(rule, spec):
             return None
-        if referred:
-            picked = spec is None or self.shape.picks(spec, rule)
-            if not picked and (stored is None if self.scope.own else not self._has_ours(rule)):
+        if any(self.reference(one) for one in backends):
+            picked = spec is None or self.scope.own or self.shape.picks(spec, rule)
+            if not picked and not self._has_ours(rule):
                 return None
             # The user's own content again, or still: it is the original now.
             return _Part(index, key, self._users_own(values, stored), self._memory is None)
-        if not self._has_ours(rule):
+        if self.scope.own or not self._has_ours(rule):
             return None
         if stored is not None and self._fits(stored["original"], backends):
             return _Part(index, key, stored["original"], False)
-        original = self.shape.unmirror(values | {self.shape.backends: self._guess(backends)}, self.routed)
+        guessed = values | {self.shape.backends: self._guess(backends)}
+        original = self.shape.unmirror(guessed, self._mirrored_to([rule]))
         return _Part(index, key, original, False)
 
     def _users_own(self, values: Object, stored: Mapping[str, Any] | None) -> Object:
         """Owned fields without what is ours in them."""
         if self.scope.own:
             put_back = self._memory is None or (stored is not None and stored["original"] == values)
-            return values if put_back else self.shape.unmirror(values, self.routed)
+            return values if put_back else self.shape.unmirror(values, self._mirrored_to([values]))
         kept = [one for one in values[self.shape.backends] or () if not self._is_ours_in(one)]
-        return self.shape.unmirror(values | {self.shape.backends: kept}, self.routed)
+        return self.shape.unmirror(values | {self.shape.backends: kept}, self._mirrored_to([values]))
+
+    def _serves(self, rule: Mapping[str, Any], spec: Spec | None) -> bool:
+        """Whether a rule of which nothing is remembered is one to be split: those for another version only, say for people
+        who want to look at it, are left alone."""
+        if spec is None or not self.shape.picks(spec, rule):
+            return False
+        named = self._named(self._backends(rule))
+        return self.scope.serving in named or (bool(named) and self._forgotten)
+
+    @property
+    def _forgotten(self) -> bool:
+        """Whether it can't be told which rules were split: somebody took what was remembered away, or made the route anew
+        from a manifest that is older than the last promotion. Then it is all that name any version."""
+        if not self.scope.began or self._memory:
+            return False
+        return not any(self.scope.serving in self._named(self._backends(rule)) for rule in self._rules)
 
     def _has_ours(self, rule: Mapping[str, Any]) -> bool:
         mirrored = any(self._is_ours(backend) for backend, _ in self.shape.mirrors(rule))
@@ -550,27 +558,25 @@ class _View:
             values = values if mirrored is None else mirrored
         return values
 
-    def named(self, part: _Part) -> frozenset[Backend]:
-        """What the user wrote sends requests to, of what is ours to replace."""
-        backends = part.original[self.shape.backends] or []
+    def _named(self, backends: Sequence[Mapping[str, Any]]) -> frozenset[Backend]:
+        """What backends send requests to, of what is ours to replace."""
         weighed = list(zip(map(self.reference, backends), self.shape.weights(backends), strict=True))
         serving = frozenset(backend for backend, weight in weighed if backend and weight > 0)
         return serving or frozenset(backend for backend, _ in weighed if backend)
 
-    def serving(self, children: Children) -> tuple[_Target, ...]:
+    def serving(self) -> tuple[_Target, ...]:
         """What the route remembers of the stable version; else what the status says. Only where it is the user's."""
         if not self.scope.own:
             return ()
         said = _annotation(self.live).get("serving") or {}
         if (backend := Backend.read(said)) is not None:
             return (_Target(backend, 100, {}, said.get("port")),)
-        stable = ((self.rollout.get("status") or {}).get("stable") or {}).get("revision")
-        backend = children.bound.get(stable or "")
-        return (_Target(backend, 100, {}),) if backend else ()
+        return (_Target(self.scope.serving, 100, {}),) if self.scope.serving else ()
 
     def _names_only(self, part: _Part, targets: Sequence[_Target]) -> bool:
         """Whether what the user wrote sends all of its requests to the only target. Ours can't be named by the user."""
-        return len(targets) == 1 and self.named(part) == {targets[0].backend}
+        named = self._named(part.original[self.shape.backends] or [])
+        return len(targets) == 1 and named == {targets[0].backend}
 
     def _split(self, backends: Sequence[Object], targets: Sequence[_Target]) -> list[Object]:
         """The backends of a rule with the targets in place of each reference. References to several versions are one:
@@ -714,7 +720,9 @@ def _scope(rollout: Mapping[str, Any], spec: Spec | None, children: Children, li
     own = spec.workload.services if spec else None
     named = [Backend.of(one) for one in (own.stable, own.named)] if own else []
     replaced = frozenset(one for one in (*children.bound.values(), *named, *remembered) if one)
-    return _Scope(replaced, own=True)
+    stable = ((rollout.get("status") or {}).get("stable") or {}).get("revision")
+    serving = children.bound.get(str(stable)) or (Backend.of(own.stable) if own else None)
+    return _Scope(replaced, own=True, serving=serving, began=bool(stable))
 
 
 def _ports(

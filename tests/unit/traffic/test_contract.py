@@ -54,6 +54,7 @@ class Rig:
     estrange: Any = field(default_factory=lambda: copy.deepcopy(STRANGER))
     estranged: str = "NameTaken: "
     own: str | None = None  # each version is behind one of this kind, which the user keeps
+    newer: str | None = None  # or the second one behind one of this kind
     server: Server = field(default_factory=Server)
 
     def __post_init__(self) -> None:
@@ -61,7 +62,8 @@ class Rig:
             self.older = manifest(traffic=self.traffic)
             self.rollout = with_version(self.older, "2")
         else:
-            stable, candidate = ({"name": f"fraud-v{n}", "kind": self.own} for n in (1, 2))
+            stable = {"name": "fraud-v1", "kind": self.own}
+            candidate = {"name": "fraud-v2", "kind": self.newer or self.own}
             self.older = manifest(traffic=self.traffic, workload={"services": {"stable": stable}})
             both = {"stable": stable, "candidate": candidate}
             newer = manifest(traffic=self.traffic, workload={"services": both})
@@ -75,6 +77,7 @@ class Rig:
 
     def children(self, status: Status, rollout: Object | None = None) -> Children:
         rollout = rollout or self.rollout
+        rollout["status"] = {"stable": status.stable.to_wire()} if status.stable else {}
         return bind(rollout, spec_of(rollout), status, self.server.children())
 
     def status(self, weights: Splits, sizes: Splits = (3, 1, 0), *, promoted: bool = False) -> Status:
@@ -85,9 +88,9 @@ class Rig:
     def start(self) -> None:
         """The first revision serves alone."""
         if self.own is not None:
-            for number in (1, 2):
-                self.server.put(backend_of(self.own, f"fraud-v{number}"))
-                self.server.endpoints(f"fraud-v{number}-epp", [f"epp-{number}"])
+            for name, kind in (("fraud-v1", self.own), ("fraud-v2", self.newer or self.own)):
+                self.server.put(backend_of(kind, name))
+                self.server.endpoints(f"{name}-epp", ["epp"])
         if self.borrowed is not None:
             self.server.put(copy.deepcopy(self.borrowed))
         status = status_of(self.first, sizes=(3, 0, 0))
