@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 
 from modelrollout.cluster.kinds import HTTP_ROUTE
 from modelrollout.traffic import restorations, router_of
-from tests.unit.traffic.test_contract import Rig, borrowed
+from tests.unit.traffic.test_contract import Rig, borrowed, gateway_api
 from tests.unit.workloads.manifests import Object, spec_of
 
 SHOP = {"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]}
@@ -160,3 +161,23 @@ def test_what_was_spoiled_in_the_annotation_does_not_move_anybody_at_deletion() 
         rig.server.run(restorations(rig.rollout, rig.server.children()))
     assert backends(rig) == [("B", 100)]
     assert restorations(rig.rollout, rig.server.children()) == []
+
+
+def pools_in_a_route() -> Rig:
+    rig = borrowed({"httpRoute": {"name": "fraud"}}, HTTP_ROUTE, "InferencePool")
+    rig.start()
+    return rig
+
+
+def pools_in_our_route() -> Rig:
+    rig = gateway_api("InferencePool")
+    rig.start()
+    return rig
+
+
+@pytest.mark.parametrize("make", [pools_in_our_route, pools_in_a_route])
+def test_a_reference_to_a_pool_has_no_port(make: Callable[[], Rig]) -> None:
+    rig = make()
+    rig.bring((75, 25, 0))
+    refs = rig.server.get(HTTP_ROUTE, "fraud")["spec"]["rules"][0]["backendRefs"]
+    assert refs == [pool("fraud-v1", 75), pool("fraud-v2", 25)]
