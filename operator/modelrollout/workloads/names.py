@@ -191,6 +191,9 @@ def _objects(rollout: Mapping[str, Any]) -> list[tuple[str, str]]:
         for kind, path in _REFERENCES:
             if name := _text(spec, *path):
                 found[(kind, name)] = None
+        for role in ("stable", "candidate"):
+            if name := _text(spec, "workload", "services", role, "name"):
+                found[_text(spec, "workload", "services", role, "kind") or SERVICE.kind, name] = None
     return list(found)
 
 
@@ -200,8 +203,6 @@ _REFERENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("GRPCRoute", ("traffic", "grpcRoute", "name")),
     ("VirtualService", ("traffic", "istio", "virtualService", "name")),
     ("Deployment", ("workload", "deploymentRef", "name")),
-    ("Service", ("workload", "services", "stable", "name")),
-    ("Service", ("workload", "services", "candidate", "name")),
 )
 
 
