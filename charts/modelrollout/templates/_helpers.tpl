@@ -120,6 +120,10 @@ trackConfig or gates.secrets grants it, and makes no Job unless gates.jobs does.
 - apiGroups: [networking.istio.io]
   resources: [virtualservices]
   verbs: [list, watch, patch]
+# Pools are looked at to know which pods are theirs; they are never written.
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

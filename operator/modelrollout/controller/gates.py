@@ -28,7 +28,15 @@ from ..decision.types import GateReading
 from ..planning.steps import gates_by_id
 from ..workloads import Children, Problem
 from ..workloads.children import name_in
-from ..workloads.gates import JOB_NAME_LABEL, asking_gate, idempotency_key, job_name, job_outcome, read_job
+from ..workloads.gates import (
+    JOB_NAME_LABEL,
+    asking_gate,
+    idempotency_key,
+    job_name,
+    job_outcome,
+    read_job,
+    service_of,
+)
 from ..workloads.observation import waiting_of
 from .memory import Asking, Memory
 from .webhook import allowed, headers_of, post
@@ -217,8 +225,9 @@ def _body(
     def side(role: RevisionStatus | None) -> Object | None:
         if role is None:
             return None
-        service = children.service_of(rollout, role.revision)
-        return {"revision": role.revision, "service": f"{service}.{metadata['namespace']}.svc"}
+        service = service_of(rollout, children, role.revision)
+        where = f"{service}.{metadata['namespace']}.svc" if service else None
+        return {"revision": role.revision, "service": where}
 
     said = {
         "apiVersion": rollout["apiVersion"],

@@ -28,6 +28,7 @@ from ..decision.types import Decision, Event, Judgement, Observation, RouteView,
 from ..traffic import restorations, route_actions, router_of
 from ..workloads import Children, Problem, gate_actions, observe, pinned, referred, workload_actions
 from ..workloads.children import revision_of
+from ..workloads.own_services import lost_revisions
 from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
 from .acceptance import Acceptance
 from .commit import worth_committing
@@ -206,6 +207,7 @@ class Reconciler:
             route=route,
             stored=frozenset(revision for obj in records if (revision := revision_of(obj))),
             gates=self._around.gates.read(rollout, status, children, memory),
+            lost=lost_revisions(rollout, children),
             pinned=first or pinned(rollout, spec, children),
         )
 
@@ -235,6 +237,9 @@ class Reconciler:
             memory.reload()
             raise
         self._around.store.wrote(written)
+        if decision.status.accepted != before.accepted:
+            # What it no longer steers another one may be waiting for; the watch's echo of this write is no news.
+            self._around.acceptance.rollout_changed(Key(metadata["namespace"], metadata["name"]))
         memory.state, memory.committed_at = decision.state, now
         return written
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..api.conditions import EventReason, Reason
 from ..api.requests import annotation_of, format_request
@@ -123,7 +124,9 @@ def too_late(round: Round) -> Round | None:
     if short:
         why = f"{pods_summary(round, round.status.candidate)} within progressDeadline"
         return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)
-    problem = round.seen.route.problem or "its new weights were not accepted"
+    route = round.seen.route
+    other = f"{route.contested_by} keeps changing it" if route.contested_by else ""
+    problem = other or route.problem or "its new weights were not accepted"
     return go_back(round, Reason.ROUTE_NOT_ACCEPTED, f"the route: {problem}")
 
 
@@ -381,7 +384,19 @@ def further_step(round: Round) -> Round | None:
             return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
         if round.plan_step.planned and not _evidence_allows(round, status.plan[step.index + 1].weight):
             return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
-    return advance(going)
+    return _answered(going, advance)
+
+
+def _answered(going: Round, move: Callable[..., Round], **why: Any) -> Round:
+    """A move forward, unless Prometheus has been asked and has not answered: what is newest may speak against it."""
+    if not going.judged.pending:
+        return move(going, **why)
+    return going.wait(
+        Reason.AWAITING_DATA,
+        "Prometheus was asked and has not answered yet",
+        step_runs=True,
+        active_runs=True,
+    )
 
 
 def _unlooked(round: Round) -> bool:
@@ -452,7 +467,7 @@ def finished(round: Round) -> Round | None:
     if held is not None:
         return held
     end = promote if verdict.promotes else stop
-    return end(going, unproven=verdict.unproven, why=verdict.why, reason=verdict.reason)
+    return _answered(going, end, unproven=verdict.unproven, why=verdict.why, reason=verdict.reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from ..api.spec import GROUP, Gate, GateJob, JobResult, Spec
 from ..api.status import GateStatus, Phase, Status
 from ..cluster.actions import Action, Create
-from ..cluster.kinds import JOB, Object
+from ..cluster.kinds import JOB, SERVICE, Object
 from ..decision.types import GateReading
 from ..planning.steps import gates_by_id
 from .children import Children, Ownership, delete, deleting, name_in, owned, ownership
@@ -111,7 +111,9 @@ def _template(
     pod.setdefault("restartPolicy", "Never")
     sides = {"CANDIDATE": status.candidate, "BASELINE": status.stable}
     services = {
-        f"{side}_SERVICE": children.service_of(rollout, role.revision) for side, role in sides.items() if role
+        f"{side}_SERVICE": service_of(rollout, children, role.revision)
+        for side, role in sides.items()
+        if role
     }
     variables = {
         **model_variables(spec.model),
@@ -123,6 +125,12 @@ def _template(
     }
     set_variables(pod, variables)
     return template
+
+
+def service_of(rollout: Mapping[str, Any], children: Children, revision: str) -> str | None:
+    """Name of the Service in front of a revision; an InferencePool of the user's is none."""
+    backend = children.backend_of(rollout, revision)
+    return backend.name if backend.kind == SERVICE.kind else None
 
 
 def job_outcome(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
