@@ -387,19 +387,19 @@ def an_invalid_edit_in_the_middle_of_a_step_freezes_only_what_goes_forward(world
     rollout.deploy("1")
     rollout.apply(
         "2",
-        BAD,
         strategy={"canary": {"steps": [{"weight": 20, "duration": "10m"}]}},
         analysis=analysis(prometheus="default"),
     )
-    rollout.wait_step("1/1")
+    revision = rollout.wait_step("1/1")["status"]["candidate"]["revision"]
     rollout.apply(
         "2",
-        BAD,
         strategy={"canary": {"steps": [{"weight": 20, "duration": "10m"}]}},
         analysis=analysis(prometheus="nowhere"),
     )
     refused = rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
     assert condition(refused, "Accepted")["reason"] == "UnknownPrometheus"
+    # Not before: a bad one may be found out before its step begins.
+    world.traffic.spoil(rollout.namespace, revision, 0.1)
     back = rollout.wait(lambda obj: obj["status"]["phase"] == "RolledBack", "the way back")["status"]
     assert back["history"][0]["reason"] == "HarmProven"
 
@@ -475,6 +475,7 @@ def test_that(side_by_side: SideBySide, story: Story) -> None:
 def test_nothing_is_asked_of_the_api_server_while_nothing_changes(world: World, operator: Operator) -> None:
     """Of two rollouts at rest, and of nothing that belongs to none: a failed story may have left one at work."""
     healthy, back = world.rollout(), world.rollout()
+    early = Audit(world.lab.audit_log)
     ours = {healthy.namespace, back.namespace}
     healthy.deploy("1")
     back.deploy("1")
@@ -486,6 +487,8 @@ def test_nothing_is_asked_of_the_api_server_while_nothing_changes(world: World, 
     wait_until(lambda: back.client.find(path) is None, timeout=30, what="the end of the candidate's Service")
     settle(healthy)
     settle(back)
+    # A request is logged once its answer was sent: after the watch may have told of it.
+    wait_until(lambda: deleted(early, path), timeout=30, what="the audit log's word of that")
     audit = Audit(world.lab.audit_log)
     versions = [version_of(rollout.get()) for rollout in (healthy, back)]
     wait_until(
@@ -499,6 +502,10 @@ def test_nothing_is_asked_of_the_api_server_while_nothing_changes(world: World, 
     ]
     assert others == []
     assert [version_of(rollout.get()) for rollout in (healthy, back)] == versions
+
+
+def deleted(audit: Audit, path: str) -> bool:
+    return any(e["verb"] == "delete" and e["requestURI"].startswith(path) for e in audit.requests(OPERATOR))
 
 
 def renewals(audit: Audit) -> list[Object]:
