@@ -33,6 +33,11 @@ from tests.cluster.harness import (
 STORIES: list[Story] = []
 OPERATOR = "system:serviceaccount:modelrollout-system:"
 STEPS = {"canary": {"steps": [{"weight": 20, "duration": "2s"}, {"weight": 50, "duration": "2s"}]}}
+APPROVED = {
+    "canary": {
+        "steps": [{"weight": 20, "duration": "2s"}, {"weight": 50, "duration": "2s", "approval": True}]
+    }
+}
 LONG = {"canary": {"steps": [{"weight": 20, "duration": "10m"}, {"weight": 50, "duration": "1s"}]}}
 RENEWALS = 10  # of the operator's own Lease, every two seconds: the clock of the quiet time
 
@@ -101,8 +106,8 @@ def outage(mode: str, reason: str, *, lossless: bool = True) -> Story:
     def run(world: World) -> None:
         rollout = world.rollout()
         rollout.deploy("1")
-        rollout.apply("2", strategy=STEPS)
-        rollout.wait_step("2/2")
+        rollout.apply("2", strategy=APPROVED)  # however slow this machine is, the step has not ended by then
+        step = rollout.wait_step("2/2")["status"]
         world.prometheus.fail(mode, match=rollout.namespace)
         held = rollout.wait(away, "the word that metrics are away")
         status = held["status"]
@@ -113,6 +118,7 @@ def outage(mode: str, reason: str, *, lossless: bool = True) -> Story:
         assert "held" in status["message"]
         world.prometheus.heal(match=rollout.namespace)
         rollout.wait(lambda obj: not away(obj), "metrics again")
+        rollout.ask("approve", f"{step['candidate']['revision']}/{step['step']['id']}")
         rollout.wait_phase("Watching")
         rollout.wait_phase("Healthy")
         assert rollout.status()["history"][0]["outcome"] == "Promoted"
