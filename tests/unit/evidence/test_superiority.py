@@ -208,6 +208,13 @@ def test_only_what_is_better_is_superior(good: float, superior: bool) -> None:
     assert (found.log_superior >= log(1 / BETA)) is superior
 
 
+def test_it_is_called_superior_at_the_bound_and_no_sooner() -> None:
+    known = [said(compared(0.52, polls)) for polls in range(1, 40)]
+    assert any(1 < found.log_superior < log(1 / BETA) for found in known), "some are not there yet"
+    assert any(found.superior for found in known)
+    assert all(found.superior is (found.log_superior >= log(1 / BETA)) for found in known)
+
+
 def test_only_the_reward_is_asked() -> None:
     assert not said(compared(0.6), name="errors").reward
     assert not compared(0.6).metrics["errors"].superior
