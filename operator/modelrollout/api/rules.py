@@ -287,6 +287,24 @@ def _of_strategies(cel: str) -> str:
     return f"!has(self.strategy) || ({cel})"
 
 
+def _is_pool(path: str) -> str:
+    """CEL: one of the user's Services is an InferencePool."""
+    return f"{_present(f'{path}.kind')} && self.{path}.kind == 'InferencePool'"
+
+
+_SOME_POOL = f"{_is_pool('workload.services.stable')} || {_is_pool('workload.services.candidate')}"
+
+
+def _some_pool(spec: Spec) -> bool:
+    return spec.workload.services is not None and spec.workload.services.pooled
+
+
+POOLS_TAKE_NO_COPIES = (
+    "strategy copies requests (mirror), and gateways do not ask the endpoint picker of an InferencePool for copies: remove "
+    "mirror and shadow, or name Services in workload.services"
+)
+
+
 RULES: tuple[Rule[Any], ...] = (
     Rule(
         Workload,
@@ -314,15 +332,31 @@ RULES: tuple[Rule[Any], ...] = (
         OwnServices,
         "candidate",
         "workload.services.candidate must be another Service than stable: one Service can't be split",
-        "!has(self.candidate) || self.candidate.name != self.stable.name",
-        lambda own: own.candidate is None or own.candidate.name != own.stable.name,
+        f"!has(self.candidate) || self.candidate.name != self.stable.name || ({_is_pool('candidate')}) != "
+        f"({_is_pool('stable')})",
+        lambda own: own.candidate is None or own.candidate != own.stable,
     ),
     Rule(
         Spec,
         "traffic",
-        "traffic must be gatewayAPI with workload.services: without a router the split is made by pods of the operator's own",
-        "!has(self.workload.services) || (has(self.traffic) && has(self.traffic.gatewayAPI))",
-        lambda spec: spec.workload.services is None or spec.traffic.gateway_api is not None,
+        "traffic needs a router with workload.services, as without one the split is made by pods of the operator's own: "
+        f"choose one of {', '.join(MIRRORS)}",
+        f"!has(self.workload.services) || {_CAN_MIRROR}",
+        lambda spec: spec.workload.services is None or spec.traffic.router in MIRRORS,
+    ),
+    Rule(
+        Spec,
+        "traffic",
+        "traffic must be gatewayAPI or httpRoute with an InferencePool in workload.services: only an HTTPRoute can name one",
+        f"!({_SOME_POOL}) || (has(self.traffic) && (has(self.traffic.gatewayAPI) || has(self.traffic.httpRoute)))",
+        lambda spec: not _some_pool(spec) or spec.traffic.router in ("gatewayAPI", "httpRoute"),
+    ),
+    Rule(
+        Spec,
+        "strategy",
+        POOLS_TAKE_NO_COPIES,
+        _of_strategies(f"!({_SOME_POOL}) || !({_COPIES_BEFORE} || {_some_step(_MIRRORING)})"),
+        lambda spec: not _some_pool(spec) or not spec.strategy.mirrors,
     ),
     Rule(
         Spec,

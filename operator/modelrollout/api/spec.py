@@ -154,26 +154,40 @@ class DeploymentRef(Model):
 
 
 class OwnService(Model):
-    """A Service that the user keeps, in the namespace of the ModelRollout."""
+    """A Service or InferencePool that the user keeps, in the namespace of the ModelRollout."""
 
-    name: ServiceName
-    """Name of the Service."""
+    name: ObjectName
+    """Its name."""
+    kind: Literal["Service", "InferencePool"] = "Service"
+    """InferencePool: a pool of the Gateway API Inference Extension (inference.networking.k8s.io/v1), which needs
+    traffic.gatewayAPI or traffic.httpRoute."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it is an InferencePool."""
+        return self.kind == "InferencePool"
 
 
 class OwnServices(Model):
-    """Services that the user keeps, each in front of one version: only traffic and judgement are the operator's."""
+    """Services (or InferencePools) that the user keeps, each in front of one version: only traffic and judgement are the
+    operator's."""
 
     stable: OwnService
-    """The Service that serves when the ModelRollout is created. From then on the status says which one is stable: after
-    a promotion it is the promoted one."""
+    """The one that serves when the ModelRollout is created. From then on the status says which one is stable: after a
+    promotion it is the promoted one."""
     candidate: OwnService | None = None
-    """The Service of what is to be released: another name, or another spec.model, starts a rollout. Left out: nothing is
-    to be released besides `stable`."""
+    """The one of what is to be released: another name, or another spec.model, starts a rollout. Left out: nothing is to
+    be released besides `stable`."""
 
     @property
-    def named(self) -> str:
-        """Name of the Service in front of what the spec names."""
-        return (self.candidate or self.stable).name
+    def named(self) -> OwnService:
+        """The one in front of what the spec names."""
+        return self.candidate or self.stable
+
+    @property
+    def pooled(self) -> bool:
+        """Whether one of the two is an InferencePool."""
+        return self.stable.pooled or self.named.pooled
 
 
 class Workload(Model):
@@ -196,9 +210,9 @@ class Workload(Model):
     deployment_ref: DeploymentRef | None = None
     """The pod template is taken from a Deployment that the user keeps, so changing it there starts a rollout."""
     services: OwnServices | None = None
-    """The user runs each version behind a Service of its own: the operator makes no pods, only splits the traffic and
-    judges. Needs traffic.gatewayAPI. `replicas` then says how many ready pods must be behind a Service for it to carry
-    all of the traffic; at a start it is at least what the stable Service has."""
+    """The user runs each version behind a Service or InferencePool of its own: the operator makes no pods, only splits the
+    traffic and judges. Needs a router. `replicas` then says how many ready pods must be behind one for it to carry all of
+    the traffic; at a start it is at least what the stable one has."""
 
 
 class ServicePort(Model):

@@ -16,7 +16,7 @@ from ..api.spec import GatewayAPI, ParentRef, RequestMatch, RouteFilter, Spec, S
 from ..api.status import Status
 from ..api.types import format_duration
 from ..cluster.actions import Action
-from ..cluster.kinds import HTTP_ROUTE, SERVICE, Kind, Object
+from ..cluster.kinds import HTTP_ROUTE, Kind, Object
 from ..workloads import (
     Children,
     Ownership,
@@ -28,11 +28,12 @@ from ..workloads import (
     ownership,
     record_of,
 )
+from ..workloads.backends import Backend
 from ..workloads.children import delete, deleting, name_in, owned
-from ..workloads.observation import ready_pods
+from ..workloads.observation import ready_behind
 from ..workloads.revisions import weights_by_revision
 from .base import RouteReading, Split
-from .routes import GATEWAY, mirror_filter, mirrors, refusals
+from .routes import GATEWAY, backend_in, backend_ref, mirror_filter, mirrors, refusals
 
 
 class GatewayApiRouter:
@@ -207,23 +208,23 @@ def _chosen(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Ch
     gateway, refs = _gateway(spec), []
     others = status.stable.revision if status.stable else candidate.revision
     for revision, weight in ((others, 100 - percent), (candidate.revision, percent)):
-        service = children.service_of(rollout, revision)
+        backend = children.backend_of(rollout, revision)
         record = record_of(rollout, spec, children, revision)
-        if weight and record is not None and _may_stand(rollout, children, service):
-            refs.append(_ref(service, record.port(gateway.port), weight))
-    if not any(ref["name"] == children.service_of(rollout, candidate.revision) for ref in refs):
+        if weight and record is not None and _may_stand(rollout, children, backend):
+            refs.append(backend_ref(backend, record.port(gateway.port), weight))
+    if children.backend_of(rollout, candidate.revision) not in map(backend_in, refs):
         return []
     rule = _rule(gateway, refs, None)
     rule["matches"] = [_narrowed(match, one) for match in rule["matches"] for one in step.matches]
     return [rule]
 
 
-def _may_stand(rollout: Mapping[str, Any], children: Children, service: str) -> bool:
-    """Whether a Service can answer, or stands in the route already: what it may get then is the decision's to say."""
+def _may_stand(rollout: Mapping[str, Any], children: Children, backend: Backend) -> bool:
+    """Whether a backend can answer, or stands in the route already: what it may get then is the decision's to say."""
     live = children.routes.get(name_in(rollout))
     rules = (live.get("spec") or {}).get("rules") or () if live else ()
-    routed = {ref.get("name") for rule in rules for ref in rule.get("backendRefs") or ()}
-    return service in routed or bool(ready_pods(children.slices_of(service)))
+    routed = {backend_in(ref) for rule in rules for ref in rule.get("backendRefs") or ()}
+    return backend in routed or bool(ready_behind(children, backend))
 
 
 def _narrowed(match: Object, one: RequestMatch) -> Object:
@@ -258,12 +259,12 @@ def _preview(rollout: Mapping[str, Any], spec: Spec, status: Status, children: C
     blue_green, revision = spec.strategy.blue_green, status.previewed
     if blue_green is None or blue_green.preview_header is None or revision is None:
         return []
-    service = children.service_of(rollout, revision)
+    backend = children.backend_of(rollout, revision)
     record = record_of(rollout, spec, children, revision)
-    if record is None or not ready_pods(children.slices_of(service)):
+    if record is None or not ready_behind(children, backend):
         return []
     gateway, header = _gateway(spec), blue_green.preview_header.to_wire()
-    rule = _rule(gateway, [_ref(service, record.port(gateway.port), 1)], None)
+    rule = _rule(gateway, [backend_ref(backend, record.port(gateway.port), 1)], None)
     for match in rule["matches"]:
         others = [one for one in match.get("headers") or () if one["name"].lower() != header["name"].lower()]
         match["headers"] = [*others, header]
@@ -284,13 +285,13 @@ def _mirror(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Ch
     percent, candidate = status.weights.mirror, status.candidate
     if percent <= 0 or candidate is None:
         return None
-    service = children.service_of(rollout, candidate.revision)
+    backend = children.backend_of(rollout, candidate.revision)
     record = record_of(rollout, spec, children, candidate.revision)
     live = children.routes.get(name_in(rollout))
-    stands = live is not None and any(to == service for to, _ in mirrors(_filters(live)))
-    if record is None or not (stands or ready_pods(children.slices_of(service))):
+    stands = live is not None and any(to == backend for to, _ in mirrors(_filters(live)))
+    if record is None or not (stands or ready_behind(children, backend)):
         return None
-    return mirror_filter(service, record.port(_gateway(spec).port), percent)
+    return mirror_filter(backend, record.port(_gateway(spec).port), percent)
 
 
 def _filters(route: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -314,21 +315,16 @@ def _backends(rollout: Mapping[str, Any], spec: Spec, status: Status, children: 
     If none would be left, those in the route stay: a route without backends answers 500.
     """
     live = children.routes.get(name_in(rollout))
-    routed = {} if live is None else {str(ref.get("name")): ref for ref in _refs(live)}
+    routed = {} if live is None else {backend_in(ref): ref for ref in _refs(live)}
     weights = weights_by_revision(status)
     refs = []
     for revision, weight in weights.items():
-        service = children.service_of(rollout, revision)
+        backend = children.backend_of(rollout, revision)
         record = record_of(rollout, spec, children, revision)
-        if record is not None and (service in routed or ready_pods(children.slices_of(service))):
-            number = record.port(_gateway(spec).port)
-            refs.append(_ref(service, number, weight))
-    ours = [name for name in routed if _revision_in(rollout, name) or name in children.bound.values()]
-    return refs or [_ref(name, int(routed[name].get("port") or 0), _weight(routed[name])) for name in ours]
-
-
-def _ref(service: str, port: int, weight: int) -> Object:
-    return {"group": SERVICE.group, "kind": SERVICE.kind, "name": service, "port": port, "weight": weight}
+        if record is not None and (backend in routed or ready_behind(children, backend)):
+            refs.append(backend_ref(backend, record.port(_gateway(spec).port), weight))
+    ours = [one for one in routed if _revision_in(rollout, one) or one in children.bound.values()]
+    return refs or [backend_ref(o, int(routed[o].get("port") or 0), _weight(routed[o])) for o in ours]
 
 
 def _refs(route: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -340,21 +336,25 @@ def _weight(ref: Mapping[str, Any]) -> int:
     return 1 if weight is None else int(weight)
 
 
-def _revision_in(rollout: Mapping[str, Any], service: str) -> str | None:
+def _revision_in(rollout: Mapping[str, Any], backend: Backend) -> str | None:
     prefix = f"{name_in(rollout)}-"
-    return service[len(prefix) :] if service.startswith(prefix) else None
+    return (
+        backend.name[len(prefix) :]
+        if backend == Backend(backend.name) and backend.name.startswith(prefix)
+        else None
+    )
 
 
 def _shares(
     route: Mapping[str, Any], rollout: Mapping[str, Any], status: Status, children: Children
 ) -> dict[str, int]:
-    """Percent by revision, in a route; a Service that is not a revision's goes by its own name."""
+    """Percent by revision, in a route; what is not a revision's goes by its own name."""
     roles = (status.previous, status.stable, status.candidate)
     bound = {children.bound[r.revision]: r.revision for r in roles if r and r.revision in children.bound}
     weights: dict[str, int] = {}
     for ref in _refs(route):
-        name = str(ref.get("name"))
-        key = bound.get(name) or _revision_in(rollout, name) or name
+        backend = backend_in(ref)
+        key = bound.get(backend) or _revision_in(rollout, backend) or backend.name
         weights[key] = weights.get(key, 0) + _weight(ref)
     return _percent(weights)
 

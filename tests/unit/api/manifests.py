@@ -54,10 +54,18 @@ def gateway(**more: Any) -> dict[str, Any]:
 CONTAINERS = {"spec": {"containers": [{"name": "server", "image": "lab/model:1"}]}}
 
 
-def own_services(candidate: str | None = "fraud-v2", **more: Any) -> dict[str, Any]:
-    """A workload of the user's own Services."""
-    second = {"candidate": {"name": candidate}} if candidate else {}
-    return {"services": {"stable": {"name": "fraud-v1"}, **second}, **more}
+def own_services(
+    candidate: str | None = "fraud-v2", *, kinds: tuple[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    """A workload of the user's own Services, or of these kinds."""
+    stable, second = ({"kind": kind} for kind in kinds) if kinds else ({}, {})
+    found: dict[str, Any] = {"stable": {"name": "fraud-v1", **stable}}
+    if candidate:
+        found["candidate"] = {"name": candidate, **second}
+    return {"services": found, **more}
+
+
+POOLS = ("InferencePool", "InferencePool")
 
 
 ROUTED = {"spec.traffic": {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}}
@@ -164,7 +172,49 @@ BAD: tuple[Bad, ...] = (
         at="spec.workload.services.candidate",
         also=ROUTED,
     ),
+    bad(
+        "both sides are one pool",
+        "spec.workload",
+        own_services("fraud-v1", kinds=POOLS),
+        at="spec.workload.services.candidate",
+        also=ROUTED,
+    ),
+    bad(
+        "a kind of backends that nobody knows",
+        "spec.workload",
+        own_services(kinds=("Service", "Backend")),
+        at="spec.workload.services.candidate.kind",
+        also=ROUTED,
+    ),
     bad("pods of others make no ratio", "spec.workload", own_services(), at="spec.traffic"),
+    bad(
+        "a GRPCRoute names no pools",
+        "spec.workload",
+        own_services(kinds=("Service", "InferencePool")),
+        at="spec.traffic",
+        also={"spec.traffic": {"grpcRoute": {"name": "fraud"}}},
+    ),
+    bad(
+        "a VirtualService names no pools",
+        "spec.workload",
+        own_services(None, kinds=POOLS),
+        at="spec.traffic",
+        also={"spec.traffic": {"istio": {"virtualService": {"name": "fraud"}}}},
+    ),
+    bad(
+        "a pool gets no copies",
+        "spec.workload",
+        own_services(kinds=POOLS),
+        at="spec.strategy",
+        also={**ROUTED, "spec.strategy": {"canary": {"steps": [{"weight": 5, "mirror": 10}]}}},
+    ),
+    bad(
+        "a pool has no shadow",
+        "spec.workload",
+        own_services(kinds=("InferencePool", "Service")),
+        at="spec.strategy",
+        also={**ROUTED, "spec.strategy": {"shadow": {"mirror": 10, "duration": "1m"}}},
+    ),
     bad(
         "pods of others do not shrink",
         "spec.workload",
@@ -688,6 +738,23 @@ GOOD: dict[str, Mapping[str, Any]] = {
     },
     "two Services of the user's": {"spec.workload": own_services(), **ROUTED},
     "one Service of the user's": {"spec.workload": own_services(None, replicas=3), **ROUTED},
+    "two Services in a GRPCRoute of the user's": {
+        "spec.workload": own_services(),
+        "spec.traffic": {"grpcRoute": {"name": "fraud"}},
+    },
+    "two Services in a VirtualService of the user's": {
+        "spec.workload": own_services(),
+        "spec.traffic": {"istio": {"virtualService": {"name": "fraud"}}},
+    },
+    "two pools of the user's": {"spec.workload": own_services(kinds=POOLS), **ROUTED},
+    "two pools in an HTTPRoute of the user's": {
+        "spec.workload": own_services(kinds=POOLS),
+        "spec.traffic": {"httpRoute": {"name": "fraud"}},
+    },
+    "from a Service to a pool of the same name": {
+        "spec.workload": own_services("fraud-v1", kinds=("Service", "InferencePool")),
+        **ROUTED,
+    },
     "a route with filters, timeouts and annotations": {
         "spec.traffic": gateway(
             filters=[
