@@ -81,6 +81,8 @@ def test_a_test_lasts_its_time_and_of_chosen_requests_nothing_is_foretold() -> N
     (told,) = preview(spec, [share], plan, past).steps
     assert told.duration == 3600, "neither a proof nor a number of requests lengthens it"
     assert told.detects
+    (told,) = preview(spec, [step_of({"abTest": {"duration": "1h", "reward": "errors"}})], plan, past).steps
+    assert told.detects.startswith("errors ") and "errors better from 99.1 % good on" in told.detects
     forecast = preview(spec, [chosen], plan, past)
     assert (forecast.steps[0].duration, forecast.steps[0].detects) == (None, None)
     assert "can't see" not in (forecast.limits or "")
