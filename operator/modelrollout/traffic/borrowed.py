@@ -625,11 +625,12 @@ class _View:
         return None
 
     def mirrored(self, spec: Spec) -> int:
-        """Percent of the requests that are copied to our Services; the least over the rules that are split."""
-        found = [
-            max((p for s, p in self.shape.mirrors(self._rules[part.index]) if self._is_ours(s)), default=0)
-            for part in self.parts(spec)
-        ]
+        """Percent of the requests that we copy to revisions; the least over the rules that are split."""
+        found = []
+        for part in self.parts(spec):
+            users = self.shape.mirrors(part.original)
+            ours = [one for one in self.shape.mirrors(self._rules[part.index]) if one not in users]
+            found.append(max((percent for to, percent in ours if self._is_ours(to)), default=0))
         return min(found, default=0)
 
     def weights(

@@ -148,14 +148,37 @@ def test_a_reference_changes_its_kind_with_what_it_names(older: str, newer: str,
     assert rig.observe(rig.bring((100, 0, 0), (4, 0, 0), promoted=True)).accepted
 
 
-def test_what_was_spoiled_in_the_annotation_does_not_move_anybody_at_deletion() -> None:
+def test_mirrors_of_the_users_own_stay() -> None:
+    """One to a version of ours, and one to a Service of that name elsewhere."""
+    copies = [
+        {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "fraud-v2", "port": 80, **more}}}
+        for more in ({}, {"namespace": "other"})
+    ]
+    rig = rig_of([ref("fraud-v1")])
+    rules = copy.deepcopy(rig.server.get(HTTP_ROUTE, "fraud")["spec"]["rules"])
+    rules[0]["filters"] = copies
+    rig.server.edit(HTTP_ROUTE, "fraud", {"spec": {"rules": rules}})
+    status = rig.bring((75, 25, 0))
+    assert rig.server.get(HTTP_ROUTE, "fraud")["spec"]["rules"][0]["filters"] == copies
+    assert (rig.observe(status).mirror, rig.observe(status).accepted) == (0, True)
+    rig.bring((100, 0, 0), (4, 1, 0))
+    assert rig.server.get(HTTP_ROUTE, "fraud")["spec"]["rules"] == rules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "spoiled",
+        '{"serving": 1, "references": 2}',
+        '{"serving": {"name": "x", "kind": "Y"}, "references": [3]}',
+    ],
+)
+def test_what_was_spoiled_in_the_annotation_does_not_move_anybody_at_deletion(text: str) -> None:
     rig = rig_of([ref("fraud-v1")])
     rig.bring((75, 25, 0))
     rig.bring((0, 100, 0), (4, 4, 0))
     rig.bring((100, 0, 0), (4, 0, 0), promoted=True)
-    rig.server.edit(
-        HTTP_ROUTE, "fraud", {"metadata": {"annotations": {"modelrollout.dev/original": "spoiled"}}}
-    )
+    rig.server.edit(HTTP_ROUTE, "fraud", {"metadata": {"annotations": {"modelrollout.dev/original": text}}})
     rig.rollout["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
     for _ in range(2):
         rig.server.run(restorations(rig.rollout, rig.server.children()))
