@@ -105,6 +105,7 @@ def build(say: Say = print) -> None:
     for name in PROGRAMS:
         program(name, say)
     gateway_crds(say)
+    experimental_http_route(say)
     istio_crds(say)
     pool_crds(say)
 
@@ -160,6 +161,17 @@ def gateway_crds(say: Say = print) -> Path:
         shutil.copytree(source / "config" / "crd" / "standard", target, copy_function=shutil.copyfile)
 
     return _crds("crds", GATEWAY_MODULE, "gateway-api", "the Gateway API", copy, say)
+
+
+def experimental_http_route(say: Say = print) -> Path:
+    """The HTTPRoute's CRD of the experimental channel of the Gateway API, which has what the standard one lacks."""
+    name = "gateway.networking.k8s.io_httproutes.yaml"
+
+    def copy(source: Path, target: Path) -> None:
+        target.mkdir()
+        shutil.copyfile(source / "config" / "crd" / "experimental" / name, target / name)
+
+    return _crds("crds", GATEWAY_MODULE, "gateway-api-experimental", "the Gateway API", copy, say) / name
 
 
 def istio_crds(say: Say = print) -> Path:

@@ -337,7 +337,11 @@ class Reconciler:
             metrics.show_evidence(
                 *key,
                 metric.name,
-                log_e={"harm": metric.log_harm, "harmless": metric.log_harmless},
+                log_e={
+                    "harm": metric.log_harm,
+                    "harmless": metric.log_harmless,
+                    "superior": metric.log_superior if metric.reward else None,
+                },
                 ratio=metric.ratio,
                 low=metric.low,
                 high=metric.high,

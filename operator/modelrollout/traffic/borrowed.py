@@ -158,6 +158,8 @@ class BorrowedRouter:
     """Steers a route that the user keeps."""
 
     can_mirror = True
+    can_match = False
+    can_stick = False
 
     def __init__(self, name: str, shape: Shape) -> None:
         self.name = name
@@ -168,6 +170,10 @@ class BorrowedRouter:
     def validate(self, spec: Spec) -> list[Problem]:
         """Every step is possible; the route is looked at by `problems`."""
         return []
+
+    def probe(self, rollout: Mapping[str, Any], spec: Spec) -> Object | None:
+        """None: nothing is asked for that may not be served."""
+        return None
 
     def split(self, weight: int, capacity: int) -> Split:
         """Requests are split by the router, whatever the pods."""

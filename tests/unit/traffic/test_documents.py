@@ -48,6 +48,11 @@ def test_the_table_says_what_the_router_does(name: str) -> None:
     router = router_of(spec)
     assert router.name == name
     assert table["Copies requests to the candidate (mirror)"] == said(router.can_mirror)
+    assert table["Sends requests to the candidate by header, cookie or query (`matches`)"] == said(
+        router.can_match
+    )
+    sticks = table["Keeps a user on one version while requests are split (`stickiness`)"]
+    assert sticks == ("where `sessionPersistence` is served" if router.can_stick else "no")
     exact = all(router.split(weight, 3).share == weight for weight in range(101))
     assert table["Any whole percent, whatever the number of pods"] == said(exact)
     assert table["Keeps a finalizer on the ModelRollout"] == said(borrows(spec))
