@@ -212,7 +212,7 @@ def _chosen(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Ch
         record = record_of(rollout, spec, children, revision)
         if weight and record is not None and _may_stand(rollout, children, backend):
             refs.append(backend_ref(backend, record.port(gateway.port), weight))
-    if not any(backend_in(ref) == children.backend_of(rollout, candidate.revision) for ref in refs):
+    if children.backend_of(rollout, candidate.revision) not in map(backend_in, refs):
         return []
     rule = _rule(gateway, refs, None)
     rule["matches"] = [_narrowed(match, one) for match in rule["matches"] for one in step.matches]
