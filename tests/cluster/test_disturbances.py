@@ -33,6 +33,11 @@ from tests.cluster.harness import (
 STORIES: list[Story] = []
 OPERATOR = "system:serviceaccount:modelrollout-system:"
 STEPS = {"canary": {"steps": [{"weight": 20, "duration": "2s"}, {"weight": 50, "duration": "2s"}]}}
+APPROVED = {
+    "canary": {
+        "steps": [{"weight": 20, "duration": "2s"}, {"weight": 50, "duration": "2s", "approval": True}]
+    }
+}
 LONG = {"canary": {"steps": [{"weight": 20, "duration": "10m"}, {"weight": 50, "duration": "1s"}]}}
 RENEWALS = 10  # of the operator's own Lease, every two seconds: the clock of the quiet time
 
@@ -101,8 +106,8 @@ def outage(mode: str, reason: str, *, lossless: bool = True) -> Story:
     def run(world: World) -> None:
         rollout = world.rollout()
         rollout.deploy("1")
-        rollout.apply("2", strategy=STEPS)
-        rollout.wait_step("2/2")
+        rollout.apply("2", strategy=APPROVED)  # however slow this machine is, the step has not ended by then
+        step = rollout.wait_step("2/2")["status"]
         world.prometheus.fail(mode, match=rollout.namespace)
         held = rollout.wait(away, "the word that metrics are away")
         status = held["status"]
@@ -113,6 +118,7 @@ def outage(mode: str, reason: str, *, lossless: bool = True) -> Story:
         assert "held" in status["message"]
         world.prometheus.heal(match=rollout.namespace)
         rollout.wait(lambda obj: not away(obj), "metrics again")
+        rollout.ask("approve", f"{step['candidate']['revision']}/{step['step']['id']}")
         rollout.wait_phase("Watching")
         rollout.wait_phase("Healthy")
         assert rollout.status()["history"][0]["outcome"] == "Promoted"
@@ -387,19 +393,19 @@ def an_invalid_edit_in_the_middle_of_a_step_freezes_only_what_goes_forward(world
     rollout.deploy("1")
     rollout.apply(
         "2",
-        BAD,
         strategy={"canary": {"steps": [{"weight": 20, "duration": "10m"}]}},
         analysis=analysis(prometheus="default"),
     )
-    rollout.wait_step("1/1")
+    revision = rollout.wait_step("1/1")["status"]["candidate"]["revision"]
     rollout.apply(
         "2",
-        BAD,
         strategy={"canary": {"steps": [{"weight": 20, "duration": "10m"}]}},
         analysis=analysis(prometheus="nowhere"),
     )
     refused = rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
     assert condition(refused, "Accepted")["reason"] == "UnknownPrometheus"
+    # Not before: a bad one may be found out before its step begins.
+    world.traffic.spoil(rollout.namespace, revision, 0.1)
     back = rollout.wait(lambda obj: obj["status"]["phase"] == "RolledBack", "the way back")["status"]
     assert back["history"][0]["reason"] == "HarmProven"
 
@@ -475,6 +481,7 @@ def test_that(side_by_side: SideBySide, story: Story) -> None:
 def test_nothing_is_asked_of_the_api_server_while_nothing_changes(world: World, operator: Operator) -> None:
     """Of two rollouts at rest, and of nothing that belongs to none: a failed story may have left one at work."""
     healthy, back = world.rollout(), world.rollout()
+    early = Audit(world.lab.audit_log)
     ours = {healthy.namespace, back.namespace}
     healthy.deploy("1")
     back.deploy("1")
@@ -486,6 +493,8 @@ def test_nothing_is_asked_of_the_api_server_while_nothing_changes(world: World, 
     wait_until(lambda: back.client.find(path) is None, timeout=30, what="the end of the candidate's Service")
     settle(healthy)
     settle(back)
+    # A request is logged once its answer was sent: after the watch may have told of it.
+    wait_until(lambda: deleted(early, path), timeout=30, what="the audit log's word of that")
     audit = Audit(world.lab.audit_log)
     versions = [version_of(rollout.get()) for rollout in (healthy, back)]
     wait_until(
@@ -499,6 +508,10 @@ def test_nothing_is_asked_of_the_api_server_while_nothing_changes(world: World, 
     ]
     assert others == []
     assert [version_of(rollout.get()) for rollout in (healthy, back)] == versions
+
+
+def deleted(audit: Audit, path: str) -> bool:
+    return any(e["verb"] == "delete" and e["requestURI"].startswith(path) for e in audit.requests(OPERATOR))
 
 
 def renewals(audit: Audit) -> list[Object]:

@@ -258,7 +258,8 @@ class StepForecast(Model):
     weight: int = Field(description="Share of requests in percent.")
     duration: Duration | None = Field(None, description="How long it lasts, as far as can be said.")
     detects: str | None = Field(
-        None, description="The smallest harm it finds four times out of five, by metric."
+        None,
+        description="The smallest harm it finds four times out of five, by metric; of a reward, how good it must be to win.",
     )
 
 

@@ -239,13 +239,12 @@ class Judge:
     def _watch_split(
         self, case: _Case, queries: Queries, state: State, polls: tuple[Poll, ...], memory: Memory
     ) -> None:
-        """Whether requests follow the weight; only polls that lie wholly at one weight, without copies and without chosen
-        requests, can tell."""
-        beside = case.mirror or case.matched
-        shown = -1 if beside else case.weight
+        """Whether requests follow the weight; only polls that lie wholly at one weight, without copies, can tell. At weight 0,
+        where requests may be chosen, there is nothing to tell."""
+        shown = -1 if case.mirror else case.weight
         if memory.weight != shown:
             memory.weight, memory.weight_since = shown, case.now
-        if beside:
+        if case.mirror:
             memory.judged = replace(memory.judged, split_off=None)
             return
         name = queries.traffic

@@ -6,7 +6,13 @@ Kept beside the tests, because an assessment itself says how many requests are s
 from collections.abc import Sequence
 from math import log
 
-from modelrollout.evidence.bernoulli import Guess, bernoulli_drift, harm_stakes, harmless_stakes
+from modelrollout.evidence.bernoulli import (
+    Guess,
+    bernoulli_drift,
+    harm_stakes,
+    harmless_stakes,
+    reward_stakes,
+)
 from modelrollout.evidence.grid import HARM_LIFTS, HARMLESS_LIFTS, log_mean_exp
 from modelrollout.evidence.paired import paired_drift
 from modelrollout.evidence.plan import Margin, MetricTest
@@ -30,6 +36,12 @@ def harmless_drifts(test: MetricTest, p_c: float, p_s: float, weight: float) -> 
     guess = settled_guess(p_s, weight, test.accept)
     stakes = harmless_stakes(guess, test.accept)
     return [bernoulli_drift(p_c, p_s, weight, guess=guess, stake=stake) for stake in stakes]
+
+
+def reward_drifts(p_c: float, p_s: float, weight: float) -> list[tuple[float, float]]:
+    """The same for the test whether the candidate is better; `p_c` and `p_s` are the bad shares."""
+    guess = settled_guess(p_s, weight, Margin(1.0, 0.0))
+    return [bernoulli_drift(p_c, p_s, weight, guess=guess, stake=stake) for stake in reward_stakes(guess)]
 
 
 def settled_guess(p_s: float, weight: float, margin: Margin) -> Guess:

@@ -16,6 +16,7 @@ from modelrollout.evidence.power import (
     harmless_drifts,
     mean_requests,
     remaining_requests,
+    reward_drifts,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "may_advance",
     "remaining_requests",
     "smallest_detectable",
+    "smallest_improvement",
 ]
 
 # What the restart mixture's spread prior costs, simulated: 15–18 %.
@@ -107,6 +109,27 @@ def smallest_detectable(
         middle = sqrt(low * high)
         low, high = (low, middle) if found(middle) else (middle, high)
     return high
+
+
+def smallest_improvement(
+    *, requests: float, baseline_rate: float, weight: float, false_promotion: float, phi: float = 1.0
+) -> float | None:
+    """The largest bad share of a candidate that wins with probability 80 % by its reward, within `requests` requests of it.
+
+    `baseline_rate`: bad share of the baseline; `weight` in percent. None if not even a candidate without fault wins.
+    """
+
+    def wins(share: float) -> bool:
+        forecast = _forecast(reward_drifts(share, baseline_rate, weight / 100), -log(false_promotion), phi)
+        return forecast is not None and forecast.n80 <= requests
+
+    if not 0 < weight < 100 or not 0 < baseline_rate < 1 or not wins(0.0):
+        return None
+    won, lost = 0.0, baseline_rate
+    for _ in range(30):
+        middle = (won + lost) / 2
+        won, lost = (middle, lost) if wins(middle) else (won, middle)
+    return won
 
 
 def _forecast(drifts: Sequence[tuple[float, float]], target: float, factor: float) -> Forecast | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..api.spec import Spec
 from ..api.status import Forecast, PlanStep, StepForecast, compared_share
 from ..evidence.plan import MetricTest, Plan
-from .forecast import forecast_harmless, smallest_detectable
+from .forecast import forecast_harmless, smallest_detectable, smallest_improvement
 
 SLOW = 5.0  # requests/s below which the defaults take hours
 MOST_DETECTED = 30.0  # a ratio beyond this is no help to anybody
@@ -47,6 +47,10 @@ def _step(step: PlanStep, test: Plan, past: Past, *, last: bool) -> StepForecast
     if length == float("inf"):
         return StepForecast(weight=step.weight)
     found = [text for metric in test.metrics if (text := _detects(metric, step, test, past, speed * length))]
+    if step.reward is not None:
+        found += [
+            text for metric in test.metrics if (text := _wins(metric, step, test, past, speed * length))
+        ]
     whole = float(round(length)) if length else None
     return StepForecast(weight=step.weight, duration=whole, detects=", ".join(found) or None)
 
@@ -84,6 +88,21 @@ def _detects(metric: MetricTest, step: PlanStep, test: Plan, past: Past, request
         phi=past.phi.get(metric.name, 1.0),
     )
     return f"{metric.name} {ratio:.1f}x" if ratio is not None and ratio <= MOST_DETECTED else ""
+
+
+def _wins(metric: MetricTest, step: PlanStep, test: Plan, past: Past, requests: float) -> str:
+    """How good the reward must be to win in time."""
+    share = past.bad_share.get(metric.name)
+    if metric.name != step.reward or share is None:
+        return ""
+    bad = smallest_improvement(
+        requests=requests,
+        baseline_rate=share,
+        weight=step.weight,
+        false_promotion=test.false_promotion,
+        phi=past.phi.get(metric.name, 1.0),
+    )
+    return f"{metric.name} better from {100 * (1 - bad):.3g} % good on" if bad is not None else ""
 
 
 def _unlabelled(step: PlanStep, metric: MetricTest) -> bool:

@@ -74,7 +74,7 @@ class Router(Protocol):
         """What of this spec the router can't do."""
 
     def probe(self, rollout: Mapping[str, Any], spec: Spec) -> Object | None:
-        """An object for a dry run, if the spec asks for what not every cluster serves; `unserved` says so."""
+        """An object for a dry run, if the spec asks for what not every cluster serves."""
 
     def split(self, weight: int, capacity: int) -> Split:
         """What a weight (percent) of the candidate comes to when `capacity` pods carry all traffic."""

@@ -459,8 +459,11 @@ class _View:
     def _users_own(self, values: Object, stored: Mapping[str, Any] | None) -> Object:
         """Owned fields without what is ours in them."""
         if self.scope.own:
-            put_back = self._memory is None or (stored is not None and stored["original"] == values)
-            return values if put_back else self.shape.unmirror(values, self._mirrored_to([values]))
+            if self._memory == {}:
+                values = values | {self.shape.backends: self._guess(values[self.shape.backends] or [])}
+            elif self._memory is None or (stored is not None and stored["original"] == values):
+                return values
+            return self.shape.unmirror(values, self._mirrored_to([values]))
         kept = [one for one in values[self.shape.backends] or () if not self._is_ours_in(one)]
         return self.shape.unmirror(values | {self.shape.backends: kept}, self._mirrored_to([values]))
 
@@ -507,7 +510,7 @@ class _View:
                 )
             elif index == ours[0]:
                 weight = max(1, sum(weights[i] for i in ours) // factor)
-                (root,) = self.scope.replaced
+                root = self.scope.serving or next(iter(self.scope.replaced))
                 found.append(self.shape.redirect(one, root, self.shape.port_of(one), weight))
         return found
 
@@ -631,11 +634,12 @@ class _View:
         return None
 
     def mirrored(self, spec: Spec) -> int:
-        """Percent of the requests that are copied to our Services; the least over the rules that are split."""
-        found = [
-            max((p for s, p in self.shape.mirrors(self._rules[part.index]) if self._is_ours(s)), default=0)
-            for part in self.parts(spec)
-        ]
+        """Percent of the requests that we copy to revisions; the least over the rules that are split."""
+        found = []
+        for part in self.parts(spec):
+            users = self.shape.mirrors(part.original)
+            ours = [one for one in self.shape.mirrors(self._rules[part.index]) if one not in users]
+            found.append(max((percent for to, percent in ours if self._is_ours(to)), default=0))
         return min(found, default=0)
 
     def weights(

@@ -35,6 +35,8 @@ from ..workloads.revisions import weights_by_revision
 from .base import RouteReading, Split
 from .routes import GATEWAY, backend_in, backend_ref, mirror_filter, mirrors, refusals
 
+MOST_HEADERS = 16  # in one match
+
 
 class GatewayApiRouter:
     """spec.traffic.gatewayAPI."""
@@ -56,7 +58,7 @@ class GatewayApiRouter:
         """The routed port must be one of the Service's, and no match may name a header twice."""
         gateway = _gateway(spec)
         names = [port.name for port in spec.service.ports]
-        problems = [Problem(Reason.INVALID_SPEC, sentence) for sentence in _ambiguous(spec)]
+        problems = [Problem(Reason.INVALID_SPEC, sentence) for sentence in _unfit(spec)]
         if gateway.port in names or (gateway.port is None and len(names) == 1):
             return problems
         given = f"names {gateway.port}, which service.ports does not have" if gateway.port else "is missing"
@@ -239,11 +241,12 @@ def _narrowed(match: Object, one: RequestMatch) -> Object:
     return narrowed | ({"queryParams": parameters} if parameters else {})
 
 
-def _ambiguous(spec: Spec) -> Iterator[str]:
-    """The Gateway API compares a header, by its name, once in a match."""
+def _unfit(spec: Spec) -> Iterator[str]:
+    """The Gateway API compares a header, by its name, once in a match, and only so many of them."""
     strategy = spec.strategy
     tested = (strategy.ab_test.matches or ()) if strategy.ab_test else ()
     taken = [h.name.lower() for match in _gateway(spec).matches for h in match.headers or ()]
+    most = max((len(match.headers or ()) for match in _gateway(spec).matches), default=0)
     for match in (*tested, *(one for step in strategy.steps for one in step.matches or ())):
         names = [header.name.lower() for header in match.headers or ()] + (["cookie"] if match.cookie else [])
         twice = next((name for name in names if name in taken or names.count(name) > 1), None)
@@ -251,6 +254,11 @@ def _ambiguous(spec: Spec) -> Iterator[str]:
             yield (
                 f"strategy: matches compare the header {twice}, which is compared there or in traffic.gatewayAPI.matches already: "
                 "choose another header, or write one regular expression"
+            )
+        elif most + len(names) > MOST_HEADERS:
+            yield (
+                f"strategy: matches compare {len(names)} headers besides up to {most} in traffic.gatewayAPI.matches, and an HTTPRoute "
+                f"takes {MOST_HEADERS}: compare fewer"
             )
 
 

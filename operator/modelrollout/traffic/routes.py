@@ -63,7 +63,8 @@ def mirrors(filters: Iterable[Mapping[str, Any]]) -> list[tuple[Backend, int]]:
     found = []
     for one in filters:
         mirror = one.get("requestMirror")
-        if one.get("type") == MIRROR and mirror:
+        # One of ours never says its namespace.
+        if one.get("type") == MIRROR and mirror and not mirror["backendRef"].get("namespace"):
             fraction = mirror.get("fraction")
             percent = mirror.get("percent", 100)
             if fraction:

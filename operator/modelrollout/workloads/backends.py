@@ -34,7 +34,8 @@ class Backend:
         """The one that `to_wire` wrote; None if it can't be read."""
         if not isinstance(data, Mapping) or not data.get("name"):
             return None
-        return cls(str(data["name"]), str(data.get("kind") or SERVICE.kind))
+        kind = str(data.get("kind") or SERVICE.kind)
+        return cls(str(data["name"]), kind) if kind in _KINDS else None
 
     def to_own(self) -> OwnService:
         """As a spec names it."""

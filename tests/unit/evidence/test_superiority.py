@@ -20,6 +20,7 @@ from modelrollout.evidence.plan import Kind, Margin, MetricTest, Plan
 from modelrollout.evidence.poll import Arm, MetricPoll, Poll
 from modelrollout.evidence.state import State
 from modelrollout.evidence.verdict import MetricAssessment, Verdict
+from modelrollout.planning.forecast import smallest_improvement
 
 BETA = 0.05
 REWARD = MetricTest(
@@ -118,7 +119,9 @@ def first_win(
     random, runs = np.random.default_rng(7), 500
     n_c, n_s = int(rate * weight * 15), int(rate * (1 - weight) * 15)
     bets, logs = np.asarray(REWARD_BETS), np.zeros((runs, len(REWARD_BETS)))
-    bad, seen, won = np.zeros((runs, 1)), 0, np.full(runs, inf)
+    # Before the first settled poll there was one that was not, from which the baseline's share is known.
+    bad, seen = random.binomial(n_s, 1 - good_s, (runs, 1)).astype(float), n_s
+    won = np.full(runs, inf)
     for poll in range(polls):
         swing = 1 + drift * np.sin(poll / 20)
         x_c = random.binomial(n_c, 1 - good_c * swing, (runs, 1)).astype(float)
@@ -179,6 +182,18 @@ def test_a_better_candidate_wins_in_time(good_s: float, good_c: float, most: flo
     assert np.median(won) <= most
 
 
+@pytest.mark.parametrize("good", [0.1, 0.5, 0.95])
+def test_what_is_foretold_to_win_does_so_four_times_out_of_five(good: float) -> None:
+    bad = smallest_improvement(requests=15_000, baseline_rate=1 - good, weight=50, false_promotion=BETA)
+    assert bad is not None
+    won = np.isfinite(first_win(good_s=good, good_c=1 - bad, polls=20)).mean()
+    assert 0.65 <= won <= 0.95
+
+
+def test_what_can_not_win_in_time_is_not_foretold() -> None:
+    assert smallest_improvement(requests=3, baseline_rate=0.1, weight=50, false_promotion=BETA) is None
+
+
 # The engine's rules
 
 
@@ -206,6 +221,13 @@ def test_only_what_is_better_is_superior(good: float, superior: bool) -> None:
     assert found.superior is superior
     assert (found.verdict is Verdict.SUPERIOR) is superior
     assert (found.log_superior >= log(1 / BETA)) is superior
+
+
+def test_it_is_called_superior_at_the_bound_and_no_sooner() -> None:
+    known = [said(compared(0.52, polls)) for polls in range(1, 40)]
+    assert any(1 < found.log_superior < log(1 / BETA) for found in known), "some are not there yet"
+    assert any(found.superior for found in known)
+    assert all(found.superior is (found.log_superior >= log(1 / BETA)) for found in known)
 
 
 def test_only_the_reward_is_asked() -> None:

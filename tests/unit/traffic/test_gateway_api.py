@@ -426,6 +426,14 @@ def test_a_header_is_compared_once(traffic: list[Any], matches: list[Any]) -> No
     assert "choose another header" in problem.message
 
 
+def test_more_headers_than_a_match_takes_are_refused_before_the_route_is() -> None:
+    many = [{"headers": [{"name": f"x-{number}", "value": "1"} for number in range(16)]}]
+    gateway = {"gatewayAPI": {"parentRefs": PARENTS, "matches": many}}
+    strategy = {"abTest": {"matches": [CHOSEN[1]], "duration": "1h"}}
+    (problem,) = ROUTER.validate(spec_of(manifest(traffic=gateway, strategy=strategy)))
+    assert problem.message.endswith("an HTTPRoute takes 16: compare fewer")
+
+
 @pytest.mark.parametrize(
     ("lifetime", "session"),
     [

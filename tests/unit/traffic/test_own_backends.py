@@ -6,7 +6,10 @@ import copy
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from modelrollout.api.status import Status
 from modelrollout.cluster.kinds import HTTP_ROUTE
 from modelrollout.traffic import restorations, router_of
 from tests.unit.traffic.test_contract import Rig, borrowed, gateway_api
@@ -148,14 +151,37 @@ def test_a_reference_changes_its_kind_with_what_it_names(older: str, newer: str,
     assert rig.observe(rig.bring((100, 0, 0), (4, 0, 0), promoted=True)).accepted
 
 
-def test_what_was_spoiled_in_the_annotation_does_not_move_anybody_at_deletion() -> None:
+def test_mirrors_of_the_users_own_stay() -> None:
+    """One to a version of ours, and one to a Service of that name elsewhere."""
+    copies = [
+        {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "fraud-v2", "port": 80, **more}}}
+        for more in ({}, {"namespace": "other"})
+    ]
+    rig = rig_of([ref("fraud-v1")])
+    rules = copy.deepcopy(rig.server.get(HTTP_ROUTE, "fraud")["spec"]["rules"])
+    rules[0]["filters"] = copies
+    rig.server.edit(HTTP_ROUTE, "fraud", {"spec": {"rules": rules}})
+    status = rig.bring((75, 25, 0))
+    assert rig.server.get(HTTP_ROUTE, "fraud")["spec"]["rules"][0]["filters"] == copies
+    assert (rig.observe(status).mirror, rig.observe(status).accepted) == (0, True)
+    rig.bring((100, 0, 0), (4, 1, 0))
+    assert rig.server.get(HTTP_ROUTE, "fraud")["spec"]["rules"] == rules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "spoiled",
+        '{"serving": 1, "references": 2}',
+        '{"serving": {"name": "x", "kind": "Y"}, "references": [3]}',
+    ],
+)
+def test_what_was_spoiled_in_the_annotation_does_not_move_anybody_at_deletion(text: str) -> None:
     rig = rig_of([ref("fraud-v1")])
     rig.bring((75, 25, 0))
     rig.bring((0, 100, 0), (4, 4, 0))
     rig.bring((100, 0, 0), (4, 0, 0), promoted=True)
-    rig.server.edit(
-        HTTP_ROUTE, "fraud", {"metadata": {"annotations": {"modelrollout.dev/original": "spoiled"}}}
-    )
+    rig.server.edit(HTTP_ROUTE, "fraud", {"metadata": {"annotations": {"modelrollout.dev/original": text}}})
     rig.rollout["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
     for _ in range(2):
         rig.server.run(restorations(rig.rollout, rig.server.children()))
@@ -181,3 +207,57 @@ def test_a_reference_to_a_pool_has_no_port(make: Callable[[], Rig]) -> None:
     rig.bring((75, 25, 0))
     refs = rig.server.get(HTTP_ROUTE, "fraud")["spec"]["rules"][0]["backendRefs"]
     assert refs == [pool("fraud-v1", 75), pool("fraud-v2", 25)]
+
+
+@pytest.mark.parametrize("weights", [(75, 25, 0), (0, 100, 0)], ids=["a split", "all at the candidate"])
+def test_the_weights_say_what_stood_there_when_it_was_forgotten(weights: tuple[int, int, int]) -> None:
+    rig = rig_of([ref("fraud-v1", 3), ref("legacy", 1)])
+    before = copy.deepcopy(rig.server.get(HTTP_ROUTE, "fraud")["spec"])
+    rig.bring(weights, (3, 3, 0))
+    rig.server.edit(HTTP_ROUTE, "fraud", {"metadata": {"annotations": {"modelrollout.dev/original": "?"}}})
+    rig.bring((100, 0, 0), (4, 1, 0))
+    assert rig.server.get(HTTP_ROUTE, "fraud")["spec"] == before
+
+
+SPLIT = st.sampled_from(
+    [("step", 100, 0), ("step", 75, 25), ("step", 0, 100), ("promoted", 100, 0), ("promoted", 90, 10)]
+)
+EDIT = st.sampled_from([("git", "fraud-v1", 0), ("git", "fraud-v2", 0), ("spoil", 0, 0)])
+
+
+@given(history=st.lists(st.one_of(SPLIT, EDIT), max_size=8), promoted=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_whatever_happens_to_the_route_the_others_keep_their_share_and_the_stable_version_serves(
+    history: list[tuple[str, object, int]], promoted: bool
+) -> None:
+    rig = rig_of([ref("fraud-v1", 3), ref("legacy", 1)])
+    rig.pods(3, 3)
+
+    def settle(status: Status) -> None:
+        for _ in range(5):
+            if not rig.write(status):
+                break
+        rig.report(rig, status)
+        shares = dict(backends(rig))
+        whole = sum(shares.values())
+        assert shares["legacy"] * 4 == whole
+        assert all(weight >= 0 for weight in shares.values())
+        assert rig.actions(status) == []
+
+    def status_of(what: str, one: int, two: int) -> Status:
+        weights = (one, two, 0) if what == "step" else (one, 0, two)
+        return rig.status(weights, promoted=what == "promoted")
+
+    for what, one, two in history:
+        if what == "git":
+            rules = [SHOP | {"backendRefs": [ref(str(one), 3), ref("legacy", 1)]}]
+            rig.server.edit(HTTP_ROUTE, "fraud", {"spec": {"rules": rules}}, manager="argocd-controller")
+        elif what == "spoil":
+            annotations = rig.server.get(HTTP_ROUTE, "fraud")["metadata"].get("annotations")
+            if annotations:
+                spoiled = {"metadata": {"annotations": {"modelrollout.dev/original": "spoiled"}}}
+                rig.server.edit(HTTP_ROUTE, "fraud", spoiled)
+        else:
+            settle(status_of(what, int(str(one)), two))
+    settle(status_of("promoted" if promoted else "step", 100, 0))
+    assert {name for name, weight in backends(rig) if weight} == {"B" if promoted else "A", "legacy"}
