@@ -13,6 +13,10 @@ from ..evidence.engine import raise_weight
 from .round import Round
 
 
+# How it is told that pods find no room: by the scheduler, or by a quota when they are created.
+_NO_ROOM = ("Unschedulable", "FailedCreate")
+
+
 @dataclass(frozen=True, slots=True)
 class Pods:
     """Pods of both sides at a weight, where pods are exchanged one for one."""
@@ -88,7 +92,8 @@ def _answering(round: Round) -> int:
     if round.pod_ratio:
         return pods_at(round, _step_weight(round)).candidate
     at_raise = round.status.step.baseline_ready if round.status.step else 0
-    serving = max(at_raise, round.view(round.status.stable).ready)
+    # Of more baseline pods only those that are ready for long: the candidate's, asked for with them, may be seconds late.
+    serving = max(at_raise or round.view(round.status.stable).ready, round.settled(round.status.stable))
     if round.exchanging:
         # The baseline shrank for it, so both sides together say what the traffic needs.
         serving += round.view(round.status.candidate).ready
@@ -226,7 +231,10 @@ def _watching(round: Round) -> Round:
         return _emergency(round.put(weights=Weights(previous=100)), role="previous revision")
     weight = _watch_weight(round)
     if status.watch.ending and round.lean and stable.ready < round.capacity:
-        weight = present  # its pods are still needed to carry the traffic
+        # Its pods are still needed to carry the traffic. With a router they go one by one, as on the way back.
+        weight = present if round.pod_ratio else min(present, _carried_back(stable.ready, round.capacity))
+        if not round.pod_ratio and previous.ready:
+            return round.put(weights=Weights(stable=100 - weight, previous=weight))
     pods = pods_at(round, 100 - weight).baseline if round.lean else _ceil(round.capacity * weight, 100)
     low = _carried(weight, previous.ready, max(1, pods))
     before = replace(round, status=round.before)
@@ -282,13 +290,32 @@ def set_sizes(round: Round) -> Round:
     }
     phase = round.phase
     stable, candidate, previous = (
-        sizes[phase](round) if phase in sizes else (round.spec.workload.replicas, 0, 0)
+        _within_room(round, sizes[phase](round)) if phase in sizes else (round.spec.workload.replicas, 0, 0)
     )
     return round.put(
         stable=_sized(status.stable, stable, round),
         candidate=_sized(status.candidate, candidate, round),
         previous=_sized(status.previous, previous, round),
     )
+
+
+def _within_room(round: Round, wanted: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What an elastic workload may have of the sizes that are wanted: one pod more than the capacity, with all that others
+    still have. S1 comes first: where only one side has ready pods, it gets its size at once."""
+    status = round.status
+    others = (status.candidate, status.previous)
+    alone = round.view(status.stable).ready == 0 and any(round.view(role).ready for role in others)
+    if not round.spec.workload.elastic or not round.exchanging or alone:
+        return wanted
+    had = [role.desired if role else 0 for role in (status.stable, *others)]
+    taken = sum(gone.desired for gone in status.retiring)
+    sizes = list(wanted)
+    for at, size in enumerate(sizes):
+        elsewhere = sum(max(had[i], sizes[i]) for i in range(3) if i != at)
+        room = round.capacity + 1 - taken - elsewhere
+        if size > had[at]:
+            sizes[at] = max(had[at], min(size, room))
+    return sizes[0], sizes[1], sizes[2]
 
 
 def _sized(role: RevisionStatus | None, desired: int, round: Round) -> RevisionStatus | None:
@@ -307,10 +334,14 @@ def _shrunk(round: Round, role: RevisionStatus, wanted: int, weight: int) -> int
     if weight and not round.lean:
         return role.desired
     since = round.seen.route.routed_since
-    written = _by_revision(round.before) == _by_revision(round.status)
-    if not written or since is None or round.now < since + round.spec.drain_delay:
+    if not _written(round) or since is None or round.now < since + round.spec.drain_delay:
         return role.desired
     return min(role.desired, max(wanted, round.capacity * weight // 100))
+
+
+def _written(round: Round) -> bool:
+    """Whether the weights are those that were committed before, which the route was seen against."""
+    return _by_revision(round.before) == _by_revision(round.status)
 
 
 def _by_revision(status: Status) -> dict[str, int]:
@@ -378,6 +409,8 @@ def _watching_sizes(round: Round) -> tuple[int, int, int]:
         kept = min(kept, status.previous.desired) if round.lean else kept
     elif round.lean:
         kept = pods_at(round, 100 - round.holdback).baseline
+        if status.watch.ending and not round.pod_ratio:
+            kept = min(kept, max(1, capacity - round.view(status.stable).ready))
     serving = capacity
     if round.lean and round.holdback and not status.watch.ending:
         # If the previous revision lacks pods, they are made up for.
@@ -393,9 +426,11 @@ def _backward_sizes(round: Round) -> tuple[int, int, int]:
     assert status.candidate is not None
     present = status.candidate.desired
     baseline, candidate = round.view(status.stable), round.view(status.candidate)
-    stuck = baseline.ready < capacity and any(text.startswith("Unschedulable") for text in baseline.waiting)
+    stuck = baseline.ready < capacity and any(text.startswith(_NO_ROOM) for text in baseline.waiting)
     if stuck:
-        freeing = candidate.pods <= present and present > 1
+        # One at a time: the next only once the pod that got the room of the last is ready, and has its weight.
+        replaced = candidate.pods <= present and baseline.ready + present >= capacity
+        freeing = present > 1 and replaced and _written(round) and round.routed
         return capacity, present - 1 if freeing else present, 0
     if baseline.ready == 0 and candidate.ready:
         return capacity, max(capacity, present), 0  # S1: it carries everything

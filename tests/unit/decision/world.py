@@ -5,6 +5,7 @@ Everything that is committed goes over the wire format and back, as a restart wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -122,7 +123,9 @@ class World:
     route_refused: bool = False
     pinned: str | None = None
     problem: str | None = None  # the spec is refused with this sentence
-    pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since
+    pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since, or from when on
+    starting: float = 0.0  # seconds from a pod's place to its readiness
+    room: float = math.inf  # pods that find a place
     routed: tuple[dict[str, int], float] | None = None
     mirrored: int = 0  # percent of the requests that the route copies to the candidate
     generation: int = 1
@@ -159,7 +162,7 @@ class World:
         """What the operator would find in its store."""
         views = {}
         for revision, since in self.pods.items():
-            ready = [] if revision in self.broken else sorted(since)
+            ready = [] if revision in self.broken else sorted(at for at in since if at <= self.now)
             ready = ready[: max(0, len(ready) - self.lost.get(revision, 0))]
             views[revision] = RevisionView(
                 desired=len(since),
@@ -167,6 +170,7 @@ class World:
                 ready_since=tuple(ready),
                 restarts=self.restarts.get(revision, 0),
                 pods=len(since),
+                waiting=("Unschedulable: Insufficient nvidia.com/gpu",) if math.inf in since else (),
             )
         weights, since_when = self.routed or (None, None)
         stands = weights == self._wanted_route() and self.mirrored == self.status.weights.mirror
@@ -240,15 +244,24 @@ class World:
                 # As a ReplicaSet does: pods that are not ready go first.
                 self.lost[revision] = max(0, min(self.lost[revision], len(since)) - fewer)
             del since[desired:]
-            since.extend([self.now] * (desired - len(since)))
+            since.extend([math.inf] * (desired - len(since)))
         # What a route still names is not deleted.
         alive |= dict.fromkeys(self.routed[0] if self.routed else (), 0)
         self.pods = {revision: since for revision, since in self.pods.items() if revision in alive}
+        self._place()
         wanted = self._wanted_route()
         mirror = self.status.weights.mirror
         stands = self.routed is not None and self.routed[0] == wanted and self.mirrored == mirror
         if not self.route_refused and wanted and not stands:
             self.routed, self.mirrored = (wanted, self.now), mirror
+
+    def _place(self) -> None:
+        """Give pods without a place the room that there is."""
+        left = self.room - sum(at < math.inf for since in self.pods.values() for at in since)
+        for since in self.pods.values():
+            for number, at in enumerate(since):
+                if at == math.inf and left > 0:
+                    since[number], left = self.now + self.starting, left - 1
 
     def _roles(self) -> Iterable[RevisionStatus]:
         return [r for r in (self.status.stable, self.status.candidate, self.status.previous) if r]
