@@ -343,6 +343,11 @@ class Chronicle:
         """When a version was seen, in epoch seconds: a moment after it was written."""
         return self._seen[version]
 
+    def every(self, namespace: str) -> list[str]:
+        """Objects of a namespace that are or were there."""
+        with self._changed:
+            return sorted(name for (of, name) in self._versions if of == namespace)
+
     def names(self, namespace: str) -> list[str]:
         """Objects of a namespace that are there now."""
         with self._changed:

@@ -6,6 +6,7 @@ Each story has a namespace of its own; they run side by side under one operator.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from lab.lab import Lab
 from lab.metrics import PodMetrics
 from lab.process import wait_until
 from tests.cluster.harness import (
-    BAD,
+    GATEWAY,
     GOOD,
     PATIENCE,
     RATE,
@@ -27,8 +28,10 @@ from tests.cluster.harness import (
     SideBySide,
     Story,
     World,
+    is_ready,
     phase_is,
     title,
+    version_of,
 )
 
 STORIES: list[Story] = []
@@ -189,6 +192,171 @@ def a_way_back_under_an_autoscaler_ends_with_the_size_that_it_wants(world: World
     assert (back["stable"]["revision"], back["history"][0]["reason"]) == (old, "HarmProven")
     assert max(scaler.asked()) == 8
     assert min(sizes(rollout, "stable", "RollingBack")) == 8
+
+
+@story
+def demand_that_rises_while_pods_are_exchanged_is_met(world: World) -> None:
+    rollout = world.rollout()
+    rollout.deploy("1", workload=workload(elastic=True), strategy=LONG)
+    with Autoscaler(rollout):
+        release(rollout)
+        new = rollout.wait_step("1/1")["status"]["candidate"]["revision"]
+        world.traffic.demand(rollout.namespace, 1.8 * RATE)
+        rollout.wait(lambda o: ready(o, "stable") + ready(o, "candidate") == 5, "more pods in all")
+        rollout.ask("promote", new)
+        done = rollout.wait(stable_of(5), "the promotion")
+    assert done["status"]["stable"]["revision"] == new
+    assert most_pods(rollout) <= 6
+
+
+# Without room: `elastic: true`
+
+
+def most_pods(rollout: Rollout) -> int:
+    """Pods of all revisions that were there at once, those included that found no place."""
+    changes: list[tuple[int, int]] = []
+    chronicle, present = rollout.world.pods, set(rollout.world.pods.names(rollout.namespace))
+    for name in chronicle.every(rollout.namespace):
+        versions = chronicle.versions(rollout.namespace, name)
+        changes.append((version_of(versions[0]), 1))
+        going = [v for v in versions if "deletionTimestamp" in v["metadata"]]
+        if going or name not in present:
+            changes.append((version_of((going or versions)[0 if going else -1]), -1))
+    return max(itertools.accumulate(change for _, change in sorted(changes)))
+
+
+def fewest_ready(rollout: Rollout, after: int) -> int:
+    """Ready pods of all revisions that were left, from a resourceVersion on."""
+    versions = [
+        v
+        for name in rollout.world.pods.every(rollout.namespace)
+        for v in rollout.world.pods.versions(rollout.namespace, name)
+    ]
+    ready: dict[str, bool] = {}
+    counts = []
+    for pod in sorted(versions, key=version_of):
+        ready[pod["metadata"]["uid"]] = is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
+        if version_of(pod) > after:
+            counts.append(sum(ready.values()))
+    return min(counts)
+
+
+class Accelerators:
+    """A resource of the node that only the pods of one rollout ask for."""
+
+    def __init__(self, rollout: Rollout, count: int) -> None:
+        self.name = f"example.com/{rollout.namespace}"
+        self._client = rollout.client
+        self.set(count)
+
+    def set(self, count: int) -> None:
+        (node,) = self._client.list(path_of("v1", "nodes"))
+        path = path_of("v1", "nodes", None, node["metadata"]["name"], "status")
+        room = {self.name: str(count)}
+        self._client.patch(path, {"status": {"capacity": room, "allocatable": room}})
+
+    def workload(self, replicas: int) -> Object:
+        made = workload(replicas, elastic=True)
+        made["template"]["spec"]["containers"][0]["resources"] = {"limits": {self.name: "1"}}
+        return made
+
+
+BATCHES = {"canary": {"steps": [{"weight": 34, "duration": "1s"}, {"weight": 67, "duration": "10m"}]}}
+EXCHANGED = 67  # percent, on two of three pods
+
+
+def exchanging(world: World, uri: str = GOOD, **spec: Any) -> tuple[Rollout, Accelerators, str]:
+    """A rollout of three pods with room for one more, two of them exchanged; the candidate's revision."""
+    rollout = world.rollout()
+    accelerators = Accelerators(rollout, USUAL + 1)
+    rollout.deploy("1", workload=accelerators.workload(USUAL), strategy=BATCHES, **spec)
+    release(rollout, uri)
+    rollout.wait(
+        lambda o: ready(o, "candidate") == 2 and o["status"]["stable"]["desired"] == 1, "two exchanged pods"
+    )
+    step = rollout.wait_step("2/2")["status"]
+    assert abs(step["weights"]["candidate"] - EXCHANGED) <= 1
+    return rollout, accelerators, step["candidate"]["revision"]
+
+
+def one_by_one(found: list[int]) -> bool:
+    return all(abs(b - a) <= 1 for a, b in itertools.pairwise(found))
+
+
+def never_to_missing_pods(rollout: Rollout) -> None:
+    """What had weight had ready pods, whenever a status was written; and no more than they carry, on the way back."""
+    for status in rollout.history():
+        for role in ("stable", "candidate", "previous"):
+            if (status.get("weights") or {}).get(role) and status["phase"] != "Pending":
+                assert status[role]["ready"] > 0, status
+        if status.get("phase") == "RollingBack" and status["weights"]["candidate"]:
+            assert status["weights"]["stable"] <= 100 * status["stable"]["ready"] / USUAL + 1
+
+
+ROUTERS: dict[str, Object] = {"a router": GATEWAY, "the ratio of pods": {"podRatio": {}}}
+
+
+def promoted(router: str) -> Story:
+    def run(world: World) -> None:
+        rollout, _, new = exchanging(world, traffic=ROUTERS[router])
+        rollout.ask("promote", new)
+        done = rollout.wait(stable_of(USUAL), "the promotion")["status"]
+        assert done["stable"]["revision"] == new
+        assert most_pods(rollout) == USUAL + 1
+        for role in ("stable", "candidate"):
+            assert one_by_one(sizes(rollout, role, "Progressing", "Promoting"))
+        never_to_missing_pods(rollout)
+
+    run.__name__ = f"an elastic release by {router} needs room for one more pod".replace(" ", "_")
+    return story(run)
+
+
+def taken_back(router: str) -> Story:
+    def run(world: World) -> None:
+        rollout, _, new = exchanging(world, traffic=ROUTERS[router])
+        before = rollout.applied
+        rollout.ask("abort", new)
+        back = rollout.wait(stable_of(USUAL), "the way back")["status"]
+        assert (back["phase"], back["history"][0]["reason"]) == ("RolledBack", "Aborted")
+        assert most_pods(rollout) == USUAL + 1
+        assert fewest_ready(rollout, before) >= USUAL
+        assert one_by_one(sizes(rollout, "stable", "RollingBack"))
+        never_to_missing_pods(rollout)
+
+    run.__name__ = f"an elastic way back by {router} needs room for one more pod and lacks none".replace(
+        " ", "_"
+    )
+    return story(run)
+
+
+for _router in ROUTERS:
+    promoted(_router)
+    taken_back(_router)
+
+
+@story
+def harm_in_the_middle_of_an_exchange_is_taken_back_within_the_room(world: World) -> None:
+    rollout, _, new = exchanging(world)
+    before = rollout.applied
+    world.traffic.spoil(rollout.namespace, new, 0.3)
+    back = rollout.wait(stable_of(USUAL), "the way back")["status"]
+    assert back["history"][0]["reason"] == "HarmProven"
+    assert most_pods(rollout) == USUAL + 1
+    assert fewest_ready(rollout, before) >= USUAL
+    never_to_missing_pods(rollout)
+
+
+@story
+def pods_that_come_back_to_a_full_cluster_get_the_room_of_the_candidates_one_by_one(world: World) -> None:
+    rollout, accelerators, new = exchanging(world)
+    accelerators.set(USUAL)
+    before = version_of(rollout.patch(progressDeadline="5s"))
+    rollout.ask("abort", new)
+    rollout.wait(lambda o: phase_is("RollingBack")(o) and o["status"]["candidate"]["desired"] == 1, "room")
+    back = rollout.wait(stable_of(USUAL), "the way back")["status"]
+    assert back["phase"] == "RolledBack"
+    assert fewest_ready(rollout, before) >= USUAL - 1
+    never_to_missing_pods(rollout)
 
 
 @pytest.mark.parametrize("story", STORIES, ids=title)

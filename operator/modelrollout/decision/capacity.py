@@ -12,7 +12,6 @@ from ..api.status import Phase, RevisionStatus, Status, Weights
 from ..evidence.engine import raise_weight
 from .round import Round
 
-
 # How it is told that pods find no room: by the scheduler, or by a quota when they are created.
 _NO_ROOM = ("Unschedulable", "FailedCreate")
 
@@ -267,15 +266,20 @@ def _backward(round: Round) -> Round:
         return round
     size = status.capacity_at_start or round.capacity
     weight = min(present, _carried_back(baseline.ready, size))
-    late = (
-        status.rolling_back_since is not None
-        and round.now >= status.rolling_back_since + round.spec.progress_deadline
-    )
-    if baseline.ready and (late or candidate.ready == 0):
+    if baseline.ready and (_late(round) or candidate.ready == 0):
         weight = 0
     if baseline.ready == 0:
         return _emergency(round.put(weights=Weights(candidate=100)), role="candidate")
     return round.put(weights=Weights(stable=100 - weight, candidate=weight))
+
+
+def _late(round: Round) -> bool:
+    """Whether the time of the way back is over. Where its pods are exchanged one by one, each of them has that time."""
+    status = round.status
+    limit = status.progress_deadline_at if round.spec.workload.elastic else None
+    if limit is None and status.rolling_back_since is not None:
+        limit = status.rolling_back_since + round.spec.progress_deadline
+    return limit is not None and round.now >= limit
 
 
 def set_sizes(round: Round) -> Round:

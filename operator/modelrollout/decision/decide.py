@@ -294,8 +294,8 @@ def _progress_deadline(round: Round) -> Round:
     there = role.ready >= role.desired and (round.seen.route.routed_since is not None) and written
     if there:
         return round.put(progress_deadline_at=None) if phase != Phase.ROLLING_BACK else round
-    # Pods that are exchanged one by one each get their time; the way back has one end.
-    rose = role.desired > old and phase != Phase.ROLLING_BACK
+    # Pods that are exchanged one by one each get their time; the way back has one end, unless it is such an exchange.
+    rose = role.desired > old and (phase != Phase.ROLLING_BACK or round.spec.workload.elastic)
     lacking = role.ready == 0 or round.seen.route.routed_since is None
     if rose or (status.progress_deadline_at is None and lacking):
         return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
@@ -338,6 +338,6 @@ def next_time(round: Round) -> float | None:
     if round.seen.route.routed_since is not None:
         times.append(round.seen.route.routed_since + timing.data_plane)
         times.append(round.seen.route.routed_since + round.spec.drain_delay)
-    for role in (status.candidate, status.previous):
+    for role in (status.stable, status.candidate, status.previous):
         times.extend(since + timing.raise_after for since in round.view(role).ready_since)
     return min((time for time in times if time is not None and time > round.now), default=None)

@@ -246,7 +246,10 @@ class Rules:
         weight = after.weights.candidate
         assert weight <= old, f"S4: weight rose from {old} to {weight} on the way back"
         assert after.rolling_back_since is not None
-        if case.now >= after.rolling_back_since + case.spec.progress_deadline:
+        limit = after.rolling_back_since + case.spec.progress_deadline
+        if case.spec.workload.elastic and before.phase == Phase.ROLLING_BACK:
+            limit = before.progress_deadline_at or limit  # each pod that comes back has its time
+        if case.now >= limit:
             assert weight == 0, f"S4: weight {weight} after the time limit"
         size = after.capacity_at_start or case.capacity
         left = 100 - min(100, 100 * case.ready(after.stable) // size)

@@ -409,7 +409,7 @@ class TestElastic:
         spec = spec_of(
             workload=workload(elastic=True, replicas=replicas),
             strategy={"canary": {"steps": steps}},
-            progressDeadline="1h",
+            progressDeadline="2m",
             **changes,
         )
         world = World(spec=spec, room=replicas + 1, starting=20.0).healthy().release("2")
@@ -418,6 +418,14 @@ class TestElastic:
             if world.status.weights.candidate == 50:
                 return world.run(120)
         raise AssertionError(world.status.message)
+
+    def test_the_way_back_ends_in_time_when_its_pods_do_not_come(self) -> None:
+        world = self.half(8)
+        world.starting = 1e6
+        world.judge(BAD).until("RollingBack").run(110)
+        assert world.status.weights.candidate == 50
+        world.run(15)
+        assert world.status.weights.candidate == 0
 
     @pytest.mark.parametrize("surge", [1, 0])
     def test_the_way_back_goes_pod_by_pod_and_never_lacks_two(self, surge: int) -> None:
