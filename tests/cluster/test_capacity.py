@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from lab.kube import Informer, Object, path_of
+from lab.kube import Informer, KubeError, Object, path_of
 from lab.lab import Lab
 from lab.metrics import PodMetrics
 from lab.process import wait_until
@@ -24,6 +25,7 @@ from tests.cluster.harness import (
     GOOD,
     PATIENCE,
     RATE,
+    ROLLOUT_LABEL,
     Rollout,
     SideBySide,
     Story,
@@ -357,6 +359,62 @@ def pods_that_come_back_to_a_full_cluster_get_the_room_of_the_candidates_one_by_
     assert back["phase"] == "RolledBack"
     assert fewest_ready(rollout, before) >= USUAL - 1
     never_to_missing_pods(rollout)
+
+
+# Pods made anew
+
+
+def restarted(elastic: bool) -> Story:
+    def run(world: World) -> None:
+        rollout = world.rollout()
+        accelerators = Accelerators(rollout, 5 + (1 if elastic else 2))
+        revision = rollout.deploy("1", workload=accelerators.workload(5) | {"elastic": elastic})
+        before = {pod["metadata"]["uid"] for pod in rollout.pods(revision)}
+        with budget(rollout) as healthy:
+            pod = rollout.pods(revision)[0]["metadata"]["name"]
+            eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+            with pytest.raises(KubeError, match="429"):
+                rollout.client.create(path_of("v1", "pods", rollout.namespace, pod, "eviction"), eviction)
+            rollout.ask("restart", revision)
+            wait_until(
+                lambda: all(
+                    is_ready(p) and p["metadata"]["uid"] not in before for p in rollout.pods(revision)
+                ),
+                timeout=PATIENCE,
+                what="new pods",
+            )
+        assert min(healthy) >= 5
+        assert most_pods(rollout) == (6 if elastic else 7)
+
+    kind = "an elastic workload" if elastic else "a workload"
+    run.__name__ = f"a restart of {kind} asks nothing of a disruption budget".replace(" ", "_")
+    return story(run)
+
+
+restarted(elastic=False)
+restarted(elastic=True)
+
+
+@contextmanager
+def budget(rollout: Rollout) -> Iterator[list[int]]:
+    """A PodDisruptionBudget that allows nothing; healthy pods as its controller counts them, from the first count on."""
+    healthy: list[int] = []
+
+    def see(_: str, obj: Object) -> None:
+        if (status := obj.get("status") or {}).get("expectedPods"):
+            healthy.append(int(status["currentHealthy"]))
+
+    path = path_of("policy/v1", "poddisruptionbudgets", rollout.namespace)
+    selector = {"matchLabels": {ROLLOUT_LABEL: rollout.name}}
+    rollout.client.create(
+        path, {"metadata": {"name": "all"}, "spec": {"maxUnavailable": 0, "selector": selector}}
+    )
+    informer = Informer(rollout.client, path, see).start()
+    try:
+        wait_until(lambda: bool(healthy), timeout=PATIENCE, what="a disruption budget that counts")
+        yield healthy
+    finally:
+        informer.stop()
 
 
 @pytest.mark.parametrize("story", STORIES, ids=title)
