@@ -265,12 +265,20 @@ def _backward(round: Round) -> Round:
     if baseline.ready == 0 and candidate.ready == 0:
         return round
     size = status.capacity_at_start or round.capacity
-    weight = min(present, _carried_back(baseline.ready, size))
+    # A pod that was told to go is ready for a moment longer.
+    staying = min(baseline.ready, size_before(round, status.stable))
+    weight = min(present, _carried_back(staying, size))
     if baseline.ready and (_late(round) or candidate.ready == 0):
         weight = 0
     if baseline.ready == 0:
         return _emergency(round.put(weights=Weights(candidate=100)), role="candidate")
     return round.put(weights=Weights(stable=100 - weight, candidate=weight))
+
+
+def size_before(round: Round, role: RevisionStatus | None) -> int:
+    """Pods that a revision was to have by the committed status, in whatever role."""
+    before = (round.before.stable, round.before.candidate, round.before.previous)
+    return next((one.desired for one in before if one and role and one.revision == role.revision), 0)
 
 
 def _late(round: Round) -> bool:

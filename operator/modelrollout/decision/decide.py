@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..api.conditions import EventReason, Reason
 from ..api.spec import Spec
 from ..api.status import PauseStatus, Phase, RestartStatus, Status, UndoStatus
-from .capacity import at_goal, needed, set_sizes, set_weights
+from .capacity import at_goal, needed, set_sizes, set_weights, size_before
 from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
 from .clocks import set_clocks
 from .plans import follow_plan
@@ -289,7 +289,7 @@ def _progress_deadline(round: Round) -> Round:
     role = status.stable if phase in (Phase.PENDING, Phase.ROLLING_BACK) else status.candidate
     if phase not in (*ACTIVE, Phase.PENDING) or phase == Phase.WATCHING or role is None or role.desired == 0:
         return round if status.progress_deadline_at is None else round.put(progress_deadline_at=None)
-    old = _desired_before(round, role.revision)
+    old = size_before(round, role)
     written = status.weights == round.before.weights
     there = role.ready >= role.desired and (round.seen.route.routed_since is not None) and written
     if there:
@@ -300,11 +300,6 @@ def _progress_deadline(round: Round) -> Round:
     if rose or (status.progress_deadline_at is None and lacking):
         return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
     return round
-
-
-def _desired_before(round: Round, revision: str) -> int:
-    before = (round.before.stable, round.before.candidate, round.before.previous)
-    return next((role.desired for role in before if role and role.revision == revision), 0)
 
 
 def _weight_event(round: Round) -> Round:

@@ -252,7 +252,11 @@ class Rules:
         if case.now >= limit:
             assert weight == 0, f"S4: weight {weight} after the time limit"
         size = after.capacity_at_start or case.capacity
-        left = 100 - min(100, 100 * case.ready(after.stable) // size)
+        had = [
+            r.desired for r in (before.stable, before.previous) if r and r.revision == after.stable.revision
+        ]
+        staying = min([case.ready(after.stable), *had])  # what was told to go carries nothing
+        left = 100 - min(100, 100 * staying // size)
         assert weight <= left, f"S4: weight {weight} is kept from a baseline that can carry it"
 
     def s5_promoted_is_what_was_analysed(self, case: Case) -> None:

@@ -448,6 +448,14 @@ class TestElastic:
         world.run(120)
         assert world.seen().of(old.revision).ready == 8
 
+    def test_a_pod_that_was_told_to_go_takes_nothing_over(self) -> None:
+        world = self.half(8)
+        old = world.status.stable
+        assert old
+        world.pods[old.revision].append(world.pods[old.revision][0])
+        world.judge(BAD).tick(1)
+        assert (world.status.phase, world.status.weights.candidate) == ("RollingBack", 50)
+
     def test_the_end_of_the_watch_needs_no_room_for_all_that_was_held_back(self) -> None:
         world = self.half(8, watch={"duration": "10m", "holdback": 40}).ask("promote")
         world.until("Watching", limit=7200)
