@@ -265,9 +265,7 @@ def _backward(round: Round) -> Round:
     if baseline.ready == 0 and candidate.ready == 0:
         return round
     size = status.capacity_at_start or round.capacity
-    # A pod that was told to go is ready for a moment longer.
-    staying = min(baseline.ready, size_before(round, status.stable))
-    weight = min(present, _carried_back(staying, size))
+    weight = min(present, _carried_back(_staying(round), size))
     if baseline.ready and (_late(round) or candidate.ready == 0):
         weight = 0
     if baseline.ready == 0:
@@ -279,6 +277,12 @@ def size_before(round: Round, role: RevisionStatus | None) -> int:
     """Pods that a revision was to have by the committed status, in whatever role."""
     before = (round.before.stable, round.before.candidate, round.before.previous)
     return next((one.desired for one in before if one and role and one.revision == role.revision), 0)
+
+
+def _staying(round: Round) -> int:
+    """Ready pods of the baseline, but for those that were told to go: they are ready for a moment longer."""
+    stable = round.status.stable
+    return min(round.view(stable).ready, size_before(round, stable))
 
 
 def _late(round: Round) -> bool:
@@ -319,11 +323,14 @@ def _within_room(round: Round, wanted: tuple[int, int, int]) -> tuple[int, int, 
     alone = round.view(status.stable).ready == 0 and any(round.view(role).ready for role in others)
     if not round.spec.workload.elastic or not round.exchanging or alone:
         return wanted
-    had = [role.desired if role else 0 for role in (status.stable, *others)]
+    roles = (status.stable, *others)
+    had = [role.desired if role else 0 for role in roles]
+    # A Deployment that was scaled down takes a moment to let its pods go.
+    there = [view.pods - view.leaving for view in map(round.view, roles)]
     taken = sum(gone.desired for gone in status.retiring)
     sizes = list(wanted)
     for at, size in enumerate(sizes):
-        elsewhere = sum(max(had[i], sizes[i]) for i in range(3) if i != at)
+        elsewhere = sum(max(had[i], sizes[i], there[i]) for i in range(3) if i != at)
         room = round.capacity + 1 - taken - elsewhere
         if size > had[at]:
             sizes[at] = max(had[at], min(size, room))
@@ -348,7 +355,13 @@ def _shrunk(round: Round, role: RevisionStatus, wanted: int, weight: int) -> int
     since = round.seen.route.routed_since
     if not _written(round) or since is None or round.now < since + round.spec.drain_delay:
         return role.desired
-    return min(role.desired, max(wanted, round.capacity * weight // 100))
+    return min(role.desired, max(wanted, _carrying(round.capacity, weight)))
+
+
+def _carrying(capacity: int, weight: int) -> int:
+    """Pods of `capacity` that a weight needs. It is in whole percent: what it was rounded from may be almost 1 % less, which
+    is more than a pod where there are hundreds."""
+    return capacity * (weight - 1) // 100 + 1 if weight else 0
 
 
 def _written(round: Round) -> bool:
@@ -437,16 +450,16 @@ def _backward_sizes(round: Round) -> tuple[int, int, int]:
     status, capacity = round.status, round.capacity
     assert status.candidate is not None
     present = status.candidate.desired
-    baseline, candidate = round.view(status.stable), round.view(status.candidate)
+    baseline, candidate, staying = round.view(status.stable), round.view(status.candidate), _staying(round)
     stuck = baseline.ready < capacity and any(text.startswith(_NO_ROOM) for text in baseline.waiting)
     if stuck:
         # One at a time: the next only once the pod that got the room of the last is ready, and has its weight.
-        replaced = candidate.pods <= present and baseline.ready + present >= capacity
+        replaced = candidate.pods <= present and staying + present >= capacity
         freeing = present > 1 and replaced and _written(round) and round.routed
         return capacity, present - 1 if freeing else present, 0
     if baseline.ready == 0 and candidate.ready:
         return capacity, max(capacity, present), 0  # S1: it carries everything
     if round.lean and baseline.ready:
-        left = min(present, max(1, capacity - baseline.ready))
+        left = min(present, max(1, capacity - staying))
         present = _shrunk(round, status.candidate, left, status.weights.candidate)
     return capacity, present, 0

@@ -228,7 +228,7 @@ class Rules:
                 continue  # whoever asks for fewer replicas gets them
             weight = max(present.get(revision, 0), (case.seen.route.weights or {}).get(revision, 0))
             if weight and case.lean:
-                enough = 1 if case.pod_ratio else max(1, case.capacity * weight // 100)
+                enough = 1 if case.pod_ratio else case.capacity * (weight - 1) // 100 + 1
                 if status.phase == Phase.ROLLING_BACK and status.stable and case.waiting(status.stable):
                     enough = max(1, enough - 1)  # it makes room for one that comes back
                 assert left >= enough, f"S3: {revision} with weight {weight} is left {left} pods"

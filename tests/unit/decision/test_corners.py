@@ -455,6 +455,24 @@ class TestElastic:
         world.pods[old.revision].append(world.pods[old.revision][0])
         world.judge(BAD).tick(1)
         assert (world.status.phase, world.status.weights.candidate) == ("RollingBack", 50)
+        assert world.status.candidate
+        assert world.status.candidate.desired == 4
+
+    def test_where_a_percent_is_more_than_a_pod_the_exchange_goes_on(self) -> None:
+        world = self.half(150)
+        assert world.status.candidate
+        assert world.status.candidate.desired == 75
+        world.judge(BAD).until("RolledBack", limit=20_000)
+
+    def test_a_weight_between_two_pods_keeps_both(self) -> None:
+        """66 % of three pods are two."""
+        steps = [{"weight": 66, "duration": "10h"}]
+        spec = spec_of(workload=workload(elastic=True, replicas=3), strategy={"canary": {"steps": steps}})
+        world = World(spec=spec, room=4, starting=20.0).healthy().release("2").run(400)
+        assert world.status.candidate
+        assert (world.status.candidate.desired, world.status.weights.candidate) == (2, 66)
+        world.judge(BAD).run(15)
+        assert (world.status.candidate.desired, world.status.weights.candidate) == (2, 66)
 
     def test_the_end_of_the_watch_needs_no_room_for_all_that_was_held_back(self) -> None:
         world = self.half(8, watch={"duration": "10m", "holdback": 40}).ask("promote")
