@@ -128,6 +128,14 @@ def _carried(weight: int, ready: int, wanted: int) -> int:
     return weight if ready >= wanted else weight * ready // wanted
 
 
+def _carried_forward(round: Round, weight: int, ready: int, wanted: int) -> int:
+    """The candidate's weight that its ready pods carry. In an exchange it is their whole share, or the baseline could not let
+    as many pods go, and there would be no room for the next."""
+    if ready < wanted and round.exchanging and not round.pod_ratio:
+        return min(weight, 100 * ready // round.capacity)
+    return _carried(weight, ready, wanted)
+
+
 def _carried_back(baseline_ready: int, size: int) -> int:
     """The candidate's weight that as many ready baseline pods, of `size` for all traffic, can't carry yet."""
     return 100 - min(100, 100 * baseline_ready // size)
@@ -158,8 +166,8 @@ def _forward(round: Round) -> Round:
     wanted, weight, settled = _answering(round), goal(round), round.settled(round.status.candidate)
     if settled < _standing_by(round):
         round = replace(round, may_raise=False)
-    low = _carried(weight, candidate.ready, wanted)
-    high = _carried(weight, settled, wanted)
+    low = _carried_forward(round, weight, candidate.ready, wanted)
+    high = _carried_forward(round, weight, settled, wanted)
     if round.pod_ratio and candidate.ready and min(weight, present):
         low = max(1, low)  # the ratio of pods says how much; 0 would pin the Service and take all of it away
     if present > weight and candidate.ready > 0 and _after_emergency(round):

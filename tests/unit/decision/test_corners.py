@@ -403,9 +403,19 @@ class TestElastic:
         assert world.status.stable
         assert world.status.stable.ready == 4
 
-    def half(self, replicas: int, **changes: Any) -> World:
-        """In the middle of a step at 50 %."""
-        steps = [{"weight": 50, "duration": "10h"}]
+    @pytest.mark.parametrize(("replicas", "weight"), [(3, 50), (7, 30), (80, 33), (250, 4)])
+    def test_what_is_between_two_pods_or_two_percent_does_not_stop_an_exchange(
+        self, replicas: int, weight: int
+    ) -> None:
+        world = self.half(replicas, weight)
+        assert world.status.candidate
+        assert world.status.candidate.desired == -(-replicas * weight // 100)
+        if weight < 33:
+            world.judge(BAD).until("RolledBack")
+
+    def half(self, replicas: int, weight: int = 50, **changes: Any) -> World:
+        """In the middle of a step, at its weight."""
+        steps = [{"weight": weight, "duration": "10h"}]
         spec = spec_of(
             workload=workload(elastic=True, replicas=replicas),
             strategy={"canary": {"steps": steps}},
@@ -415,7 +425,7 @@ class TestElastic:
         world = World(spec=spec, room=replicas + 1, starting=20.0).healthy().release("2")
         for _ in range(2000):
             world.tick(5)
-            if world.status.weights.candidate == 50:
+            if world.status.weights.candidate == weight:
                 return world.run(120)
         raise AssertionError(world.status.message)
 
@@ -457,12 +467,6 @@ class TestElastic:
         assert (world.status.phase, world.status.weights.candidate) == ("RollingBack", 50)
         assert world.status.candidate
         assert world.status.candidate.desired == 4
-
-    def test_where_a_percent_is_more_than_a_pod_the_exchange_goes_on(self) -> None:
-        world = self.half(150)
-        assert world.status.candidate
-        assert world.status.candidate.desired == 75
-        world.judge(BAD).until("RolledBack", limit=20_000)
 
     def test_a_weight_between_two_pods_keeps_both(self) -> None:
         """66 % of three pods are two."""
