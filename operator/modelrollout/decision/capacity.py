@@ -290,7 +290,7 @@ def size_before(round: Round, role: RevisionStatus | None) -> int:
 def _staying(round: Round) -> int:
     """Ready pods of the baseline, but for those that were told to go: they are ready for a moment longer."""
     stable = round.status.stable
-    return min(round.view(stable).ready, size_before(round, stable))
+    return min(size_before(round, stable), round.view(stable).ready)
 
 
 def _late(round: Round) -> bool:
