@@ -25,7 +25,6 @@ from tests.cluster.harness import (
     GOOD,
     PATIENCE,
     RATE,
-    ROLLOUT_LABEL,
     Rollout,
     SideBySide,
     Story,
@@ -67,20 +66,19 @@ def workload(replicas: int = USUAL, **more: Any) -> Object:
 # Autoscaling
 
 
-def documented_autoscaler() -> Object:
-    """The one that people copy."""
+def documented(kind: str, namespace: str) -> Object:
+    """The object of a kind that people copy."""
     blocks = re.findall(r"^```yaml\n(.*?)^```$", WORKLOADS.read_text(), re.DOTALL | re.MULTILINE)
-    (found,) = (obj for b in blocks if (obj := yaml.safe_load(b)).get("kind") == "HorizontalPodAutoscaler")
+    (found,) = (obj for block in blocks if (obj := yaml.safe_load(block)).get("kind") == kind)
     assert isinstance(found, dict)
-    return found
+    return found | {"metadata": found["metadata"] | {"namespace": namespace}}
 
 
 class Autoscaler:
     """The documented HorizontalPodAutoscaler of a rollout, and every state in which it was seen."""
 
     def __init__(self, rollout: Rollout, **spec: Any) -> None:
-        manifest = documented_autoscaler()
-        manifest["metadata"]["namespace"] = rollout.namespace
+        manifest = documented("HorizontalPodAutoscaler", rollout.namespace)
         manifest["spec"] |= spec
         self._rollout = rollout
         self.seen: list[Object] = []
@@ -399,7 +397,7 @@ restarted(elastic=True)
 
 @contextmanager
 def budget(rollout: Rollout) -> Iterator[list[int]]:
-    """A PodDisruptionBudget that allows nothing; healthy pods as its controller counts them, from the first count on."""
+    """The documented PodDisruptionBudget, which allows nothing; healthy pods as its controller counts them, from the first count on."""
     healthy: list[int] = []
 
     def see(_: str, obj: Object) -> None:
@@ -407,10 +405,7 @@ def budget(rollout: Rollout) -> Iterator[list[int]]:
             healthy.append(int(status["currentHealthy"]))
 
     path = path_of("policy/v1", "poddisruptionbudgets", rollout.namespace)
-    selector = {"matchLabels": {ROLLOUT_LABEL: rollout.name}}
-    rollout.client.create(
-        path, {"metadata": {"name": "all"}, "spec": {"maxUnavailable": 0, "selector": selector}}
-    )
+    rollout.client.apply(documented("PodDisruptionBudget", rollout.namespace))
     informer = Informer(rollout.client, path, see).start()
     try:
         wait_until(lambda: bool(healthy), timeout=PATIENCE, what="a disruption budget that counts")
