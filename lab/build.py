@@ -96,6 +96,8 @@ PROGRAMS: Mapping[str, Program] = {
 GATEWAY_MODULE = "sigs.k8s.io/gateway-api"
 ISTIO_MODULE = "istio.io/api"
 ISTIO_CRD = "virtualservices.networking.istio.io"
+POOLS_MODULE = "sigs.k8s.io/gateway-api-inference-extension"
+POOLS_CRD = "inference.networking.k8s.io_inferencepools.yaml"
 
 
 def build(say: Say = print) -> None:
@@ -103,7 +105,9 @@ def build(say: Say = print) -> None:
     for name in PROGRAMS:
         program(name, say)
     gateway_crds(say)
+    experimental_http_route(say)
     istio_crds(say)
+    pool_crds(say)
 
 
 def program(name: str, say: Say = print) -> Path:
@@ -159,6 +163,17 @@ def gateway_crds(say: Say = print) -> Path:
     return _crds("crds", GATEWAY_MODULE, "gateway-api", "the Gateway API", copy, say)
 
 
+def experimental_http_route(say: Say = print) -> Path:
+    """The HTTPRoute's CRD of the experimental channel of the Gateway API, which has what the standard one lacks."""
+    name = "gateway.networking.k8s.io_httproutes.yaml"
+
+    def copy(source: Path, target: Path) -> None:
+        target.mkdir()
+        shutil.copyfile(source / "config" / "crd" / "experimental" / name, target / name)
+
+    return _crds("crds", GATEWAY_MODULE, "gateway-api-experimental", "the Gateway API", copy, say) / name
+
+
 def istio_crds(say: Say = print) -> Path:
     """The folder with the CRD of Istio's VirtualService, taken from the Go module into the cache."""
 
@@ -173,6 +188,17 @@ def istio_crds(say: Say = print) -> Path:
         (target / "networking.istio.io_virtualservices.yaml").write_text(wanted[0])
 
     return _crds("istio", ISTIO_MODULE, "istio", "Istio's API", copy, say)
+
+
+def pool_crds(say: Say = print) -> Path:
+    """The folder with the CRD of the Gateway API Inference Extension's InferencePool, taken from the Go module into the
+    cache."""
+
+    def copy(source: Path, target: Path) -> None:
+        target.mkdir()
+        shutil.copyfile(source / "config" / "crd" / "bases" / POOLS_CRD, target / POOLS_CRD)
+
+    return _crds("pools", POOLS_MODULE, "pools", "the Gateway API Inference Extension", copy, say)
 
 
 def _crds(

@@ -52,11 +52,12 @@ def lab() -> None:
 
 @lab.command()
 def build() -> None:
-    """Build what is missing: control plane, Prometheus, Helm; fetch the Gateway API's CRDs."""
+    """Build what is missing: control plane, Prometheus, Helm; fetch the CRDs of others."""
     builds.build(_say)
     for name in builds.PROGRAMS:
         _say(f"{name}: {builds.program(name)}")
     _say(f"Gateway API: {builds.gateway_crds()}")
+    _say(f"Gateway API Inference Extension: {builds.pool_crds()}")
     _say(f"models: {ensure_trained()}")
 
 

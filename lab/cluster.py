@@ -59,6 +59,7 @@ _SERVED_KINDS = {
     "gateways",
     "grpcroutes",
     "httproutes",
+    "inferencepools",
     "referencegrants",
     "virtualservices",
 }
@@ -262,7 +263,7 @@ def _write_secret(file: Path, content: Object) -> None:
 
 
 def install_crds(client: KubeClient, folder: Path, *, timeout: float = 30.0) -> list[str]:
-    """Create the Gateway API's CRDs that are missing and wait until they are established; the names of those."""
+    """Create the CRDs of a folder that are missing, as far as the lab has a use for them, and wait until they are established; the names of those."""
     files = [file for file in sorted(folder.glob("*.yaml")) if file.stem.rpartition("_")[2] in _SERVED_KINDS]
     manifests = [item for file in files for item in _documents(file)]
     missing = [item for item in manifests if client.find(client.object_path(item)) is None]

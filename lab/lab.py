@@ -134,7 +134,9 @@ class Lab:
         programs = {"controlplane": build.program("controlplane", self._say)}
         if self._with["prometheus"]:
             programs["prometheus"] = build.program("prometheus", self._say)
-        crds = build.gateway_crds(self._say)
+        crds = [build.gateway_crds(self._say)]
+        if self._with["gateway"]:
+            crds.append(build.pool_crds(self._say))
         if self._with["node"] and not self._crowd:
             ensure_trained()  # or the first pods would all train at once, each for itself
         self._keeper = Keeper()
@@ -153,7 +155,8 @@ class Lab:
             )
             self._monitoring.start()
         with self._part("Gateway API"):
-            install_crds(self._client, crds)
+            for folder in crds:
+                install_crds(self._client, folder)
         if self._with["node"]:
             with self._part("node"):
                 self._start_node(plane, self._keeper)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lab.gateway import pools
 from lab.kube import Object
 
 GROUP = "gateway.networking.k8s.io"
@@ -168,17 +169,21 @@ def _compiles(expression: str) -> bool:
 def resolve_backend(
     ref: Object, namespace: str, services: Mapping[tuple[str, str], Object]
 ) -> Backend | Problem:
-    """The Service port that a backendRef of a route in `namespace` means."""
+    """The port of a Service (or pool) that a backendRef of a route in `namespace` means."""
     group, kind, name = ref.get("group", ""), ref.get("kind", "Service"), ref["name"]
-    if (group, kind) != ("", "Service"):
-        return Problem("InvalidKind", f"{kind} {name}: the lab's gateway serves Services only.")
+    if (group, kind) not in (("", "Service"), (pools.GROUP, pools.KIND)):
+        return Problem("InvalidKind", f"{kind} {name}: the lab's gateway serves Services and InferencePools.")
     if ref.get("namespace", namespace) != namespace:
         return Problem(
-            "RefNotPermitted", f"Service {ref['namespace']}/{name} is in another namespace than the route."
+            "RefNotPermitted", f"{kind} {ref['namespace']}/{name} is in another namespace than the route."
         )
-    service = services.get((namespace, name))
+    pooled = kind == pools.KIND
+    service = services.get((namespace, pools.service_name(name) if pooled else name))
     if service is None:
-        return Problem("BackendNotFound", f"Service {namespace}/{name} was not found.")
+        return Problem("BackendNotFound", f"{kind} {namespace}/{name} was not found.")
+    if pooled:
+        # The pool says where requests go; a port in the reference means nothing.
+        return Backend(namespace, pools.service_name(name), service["spec"]["ports"][0]["port"], "")
     for port in service["spec"].get("ports") or []:
         if port["port"] == ref.get("port"):
             return Backend(namespace, name, port["port"], port.get("name") or "")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import urllib3
 
+from lab.gateway import pools
 from lab.gateway.attachment import ADDRESS_ANNOTATION, CONTROLLER_NAME, GROUP, key_of
 from lab.gateway.envoy import Envoy
 from lab.gateway.status import class_status, gateway_status, route_status
@@ -32,6 +33,7 @@ _WATCHED = {
     "services": path_of("v1", "services"),
     "endpointslices": path_of("discovery.k8s.io/v1", "endpointslices"),
     "pods": path_of("v1", "pods"),
+    "pools": path_of(f"{pools.GROUP}/v1", "inferencepools"),
 }
 _RETRY_SECONDS = 0.5
 
@@ -46,6 +48,23 @@ class Snapshot:
     services: list[Object]
     endpointslices: list[Object]
     pods: list[Object]
+
+    @classmethod
+    def of(cls, objects: dict[str, list[Object]]) -> Snapshot:
+        """What is in the watches, with a Service and its endpoints for each pool."""
+        classes = [one for one in objects["classes"] if one["spec"]["controllerName"] == CONTROLLER_NAME]
+        names = {one["metadata"]["name"] for one in classes}
+        return cls(
+            classes=classes,
+            gateways=[one for one in objects["gateways"] if one["spec"]["gatewayClassName"] in names],
+            routes=objects["routes"],
+            services=[*objects["services"], *map(pools.service_of, objects["pools"])],
+            endpointslices=[
+                *objects["endpointslices"],
+                *(pools.slice_of(pool, objects["pods"]) for pool in objects["pools"]),
+            ],
+            pods=objects["pods"],
+        )
 
     def translate(self) -> EnvoyConfig:
         """What Envoy is to be told."""
@@ -78,7 +97,7 @@ class Gateway:
             name: Informer(self._client, path, self._notice_pod if name == "pods" else self._notice)
             for name, path in _WATCHED.items()
         }
-        self._pod_addresses: dict[tuple[str, str], str | None] = {}
+        self._pods: dict[tuple[str, str], tuple[str | None, bool] | None] = {}
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self.last_error: str | None = None
         """Why the last pass failed, None if it did not."""
@@ -133,12 +152,11 @@ class Gateway:
         self._dirty.set()
 
     def _notice_pod(self, kind: EventType, pod: Object) -> None:
-        # Pods change all the time (probes, restarts); only a new address concerns a proxy.
-        address = (
-            (pod["metadata"].get("annotations") or {}).get(ADDRESS_ANNOTATION) if kind != "DELETED" else None
-        )
-        if self._pod_addresses.get(key_of(pod)) != address:
-            self._pod_addresses[key_of(pod)] = address
+        # Pods change all the time (restarts); only a new address concerns a proxy, and for pools whether it is ready.
+        address = (pod["metadata"].get("annotations") or {}).get(ADDRESS_ANNOTATION)
+        seen = None if kind == "DELETED" else (address, pools.is_ready(pod))
+        if self._pods.get(key_of(pod)) != seen:
+            self._pods[key_of(pod)] = seen
             self._dirty.set()
 
     def _run(self) -> None:
@@ -163,17 +181,7 @@ class Gateway:
                 self._dirty.set()
 
     def _snapshot(self) -> Snapshot:
-        objects = {name: informer.objects() for name, informer in self._informers.items()}
-        classes = [one for one in objects["classes"] if one["spec"]["controllerName"] == CONTROLLER_NAME]
-        names = {one["metadata"]["name"] for one in classes}
-        return Snapshot(
-            classes=classes,
-            gateways=[one for one in objects["gateways"] if one["spec"]["gatewayClassName"] in names],
-            routes=objects["routes"],
-            services=objects["services"],
-            endpointslices=objects["endpointslices"],
-            pods=objects["pods"],
-        )
+        return Snapshot.of({name: informer.objects() for name, informer in self._informers.items()})
 
     def _reconcile(self) -> None:
         seen = self._snapshot()

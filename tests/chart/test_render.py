@@ -29,6 +29,7 @@ RIGHTS = {
     ("gateway.networking.k8s.io", "httproutes"): OWN,
     ("gateway.networking.k8s.io", "grpcroutes"): SEE | {"patch"},
     ("networking.istio.io", "virtualservices"): SEE | {"patch"},
+    ("inference.networking.k8s.io", "inferencepools"): SEE,
     ("", "pods"): SEE,
     ("discovery.k8s.io", "endpointslices"): SEE,
     ("autoscaling", "horizontalpodautoscalers"): {"list"},

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import yaml
@@ -152,6 +152,8 @@ def filled(annotation: Any) -> Any:
             return value
     inner = [argument for argument in get_args(annotation) if argument is not type(None)]
     origin = getattr(annotation, "__origin__", None)
+    if origin is Literal:
+        return inner[0]
     if origin in (list, tuple):
         return [filled(inner[0])]
     if origin is dict:

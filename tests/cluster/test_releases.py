@@ -379,6 +379,37 @@ def replicas_written_through_the_scale_subresource_grow_both_sides_without_a_dro
 
 
 @story
+def the_better_model_of_a_test_wins_long_before_its_time(world: World) -> None:
+    rollout = world.rollout()
+    test = {"abTest": {"reward": "errors", "weight": 40, "duration": "1h"}}
+    rollout.deploy("1", strategy=test)
+    rollout.apply("2", "errors=0.001", strategy=test)
+    rollout.wait_step("1/1")
+    rollout.wait_phase("Watching")
+    entry = rollout.wait_phase("Healthy")["status"]["history"][0]
+    assert (entry["outcome"], entry["reason"]) == ("Promoted", "ProvenSuperior")
+    assert not entry["unproven"]
+    assert entry["message"].endswith(", better")
+    rollout.check_ledger()
+
+
+@story
+def without_sessions_in_the_cluster_a_test_that_wants_them_is_refused_and_healed_without(
+    world: World,
+) -> None:
+    """The lab serves the standard channel of the Gateway API."""
+    rollout = world.rollout()
+    test = {"weight": 40, "duration": "1s"}
+    rollout.apply("1", strategy={"abTest": {**test, "stickiness": {"cookie": "side"}}})
+    refused = condition(rollout.wait_phase("Invalid"), "Accepted")
+    assert (refused["status"], refused["reason"]) == ("False", "NotSupported")
+    assert "experimental channel" in refused["message"] and "sessionPersistence" in refused["message"]
+    rollout.apply("1", strategy={"abTest": test})
+    done = rollout.wait_phase("Healthy")
+    assert condition(done, "Accepted")["status"] == "True"
+
+
+@story
 def without_a_router_the_ratio_of_pods_makes_the_split(world: World) -> None:
     rollout = world.rollout()
     ratio: dict[str, Any] = {

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import yaml
 
-from lab.build import istio_crds
-from lab.cluster import install_crds
-from lab.kube import KubeError
+from lab.build import experimental_http_route, istio_crds
+from lab.cluster import install_crds, is_established
+from lab.kube import KubeError, path_of
 from lab.lab import Lab
 from lab.process import wait_until
-from modelrollout.api.status import Status
-from modelrollout.cluster.actions import Action, Done, JsonPatch, execute
+from modelrollout.api.status import Phase, Status, StepStatus
+from modelrollout.cluster.actions import Action, Create, Done, JsonPatch, execute
 from modelrollout.cluster.client import KubernetesCluster, load_credentials
 from modelrollout.cluster.errors import Conflict
 from modelrollout.cluster.kinds import (
@@ -33,6 +34,7 @@ from modelrollout.cluster.kinds import (
 )
 from modelrollout.cluster.pods import strip
 from modelrollout.controller.release import FINALIZER, hold_actions, release_actions
+from modelrollout.planning.steps import compile_steps
 from modelrollout.traffic import restorations, route_actions, router_of
 from modelrollout.workloads import Children, workload_actions
 from tests.unit.workloads.manifests import manifest, revision_of, spec_of, status_of, with_version
@@ -479,3 +481,57 @@ async def test_what_leaves_the_spec_leaves_our_own_route(
     fresh = lab.client.get(path)
     assert lean["spec"] == fresh["spec"]
     assert lean["metadata"].get("annotations") == fresh["metadata"].get("annotations")
+
+
+EXPERIMENTAL = "experimental.example.com"
+
+
+@pytest.fixture(scope="module")
+def experimental(lab: Lab) -> str:
+    """The API of HTTPRoutes of the experimental channel, under another group: the lab serves the standard channel."""
+    crd = yaml.safe_load(
+        experimental_http_route().read_text().replace("gateway.networking.k8s.io", EXPERIMENTAL)
+    )
+    crd["metadata"] = {"name": crd["metadata"]["name"]}
+    path = lab.client.object_path(crd)
+    lab.client.create(path.rpartition("/")[0], crd)
+    wait_until(
+        lambda: is_established(lab.client.get(path)), timeout=30, what="serving the experimental route"
+    )
+    return f"{EXPERIMENTAL}/v1"
+
+
+@pytest.mark.parametrize("lifetime", [None, "24h"], ids=["a session", "a day"])
+async def test_what_keeps_users_on_one_side_is_what_the_experimental_channel_takes(
+    lab: Lab, port: KubernetesCluster, namespace: str, experimental: str, lifetime: str | None
+) -> None:
+    stickiness = {"cookie": "side"} | ({"lifetime": lifetime} if lifetime else {})
+    test = {"abTest": {"weight": 10, "duration": "1h", "stickiness": stickiness}}
+    rollout = manifest(namespace=namespace, traffic={"gatewayAPI": OWN}, strategy=test)
+    rollout["metadata"] = {key: rollout["metadata"][key] for key in ("name", "namespace")}
+    rollout = lab.client.apply(rollout)
+    revision, spec = revision_of(rollout), spec_of(rollout)
+    (step,) = compile_steps(spec, attempt=1, capacity=2)
+    now = StepStatus(id=step.id, index=0, count=1, display="1/1")
+    status = status_of(revision, revision, weights=(90, 10, 0)).model_copy(
+        update={"phase": Phase.PROGRESSING, "plan": [step], "step": now}
+    )
+    children = Children(endpointslices={"fraud": slice_of(f"fraud-{revision}", ["a-0"])})
+    (made,) = route_actions(rollout, spec, status, children, NOW)
+    assert isinstance(made, Create)
+    for wanted in (made.obj, router_of(spec).probe(rollout, spec)):
+        assert wanted is not None
+        wanted = {**wanted, "apiVersion": experimental}
+        stored = lab.client.patch(
+            path_of(experimental, "httproutes", namespace, "fraud"),
+            wanted,
+            kind="apply",
+            fieldManager="modelrollout",
+            fieldValidation="Strict",
+        )
+        (session,) = (rule["sessionPersistence"] for rule in stored["spec"]["rules"])
+        assert session == wanted["spec"]["rules"][0]["sessionPersistence"], "no default was added"
+        assert session["cookieConfig"]["lifetimeType"] == ("Permanent" if lifetime else "Session")
+        with pytest.raises(KubeError) as refused:
+            lab.client.apply({**wanted, "apiVersion": HTTP_ROUTE.api_version})
+        assert "sessionPersistence" in refused.value.message, "the standard channel has no sessions"

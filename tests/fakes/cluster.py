@@ -83,6 +83,10 @@ class FakeCluster:
 
     # For tests: looking, and acting as someone else. None of it is counted or stopped by hooks.
 
+    def serve(self, kind: Kind) -> None:
+        """Somebody installs the CRD of a kind that was absent."""
+        self._absent -= {kind.kind}
+
     def subscribe(self, callback: Callable[[str, Object], None]) -> None:
         """Like a watch: called with ADDED, MODIFIED or DELETED and the object, before the write is answered."""
         self._subscribers.append(callback)

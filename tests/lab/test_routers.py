@@ -17,7 +17,7 @@ from lab.kube import Object, path_of
 from lab.lab import Lab
 from lab.operator import Operator
 from lab.process import wait_until
-from tests.lab.rollouts import PATIENCE, Rollout, Stories
+from tests.lab.rollouts import PATIENCE, Rollout, Stories, template
 from tests.lab.test_rollouts import TIMING, assert_in_order, assert_split
 
 FINALIZER = "modelrollout.dev/restore"
@@ -67,6 +67,70 @@ class Borrowed(Rollout):
             timeout=PATIENCE,
             what=f"the route of {self.name} as the user wrote it",
         )
+
+
+class Pooled(Borrowed):
+    """The same, where each version is a Deployment of the user's in an InferencePool of its own."""
+
+    def __init__(self, lab: Lab, name: str, **changes: Any) -> None:
+        super().__init__(lab, name, workload={"services": {"stable": self.pool(name, "v1")}}, **changes)
+        reference = {"group": "inference.networking.k8s.io", **self.pool(name, "v1")}
+        self.manifest["spec"]["rules"] = [{"backendRefs": [reference]}]
+
+    @staticmethod
+    def pool(name: str, version: str) -> Object:
+        return {"kind": "InferencePool", "name": f"{name}-{version}"}
+
+    def run(self, version: str, uri: str) -> None:
+        """A version of the user's: pods, and a pool that selects them."""
+        name, labels = f"{self.name}-{version}", {"app": f"{self.name}-{version}"}
+        metadata = {"name": name, "namespace": self.namespace}
+        made = template({"MODEL_NAME": self.name, "MODEL_VERSION": version, "MODEL_URI": uri})
+        made["metadata"] = {"labels": labels, "annotations": {"prometheus.io/scrape": "true"}}
+        workload = {"replicas": 2, "selector": {"matchLabels": labels}, "template": made}
+        pool = {
+            "selector": {"matchLabels": labels},
+            "targetPorts": [{"number": 8080}],
+            # As the lab's gateway has no pickers.
+            "endpointPickerRef": {"name": f"{name}-epp", "port": {"number": 9002}, "failureMode": "FailOpen"},
+        }
+        for api, kind, spec in (
+            ("apps/v1", "Deployment", workload),
+            ("inference.networking.k8s.io/v1", "InferencePool", pool),
+        ):
+            self.lab.client.apply({"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec})
+
+    def deploy(self) -> None:
+        self.lab.client.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}})
+        self.run("v1", "models/good")
+        self.run("v2", "models/better")
+        super().deploy()
+
+    def try_out(self, version: str) -> None:
+        """Name the pool of another version."""
+        services = {"candidate": self.pool(self.name, version)}
+        spec = {"model": {"version": version}, "workload": {"services": services}}
+        generation = int(self.lab.client.patch(self.path, {"spec": spec})["metadata"]["generation"])
+        self.wait(lambda seen: seen.status.get("observedGeneration") == generation, "the operator's notice")
+
+
+def a_release_is_split_between_pools_in_the_users_route(lab: Lab) -> None:
+    steps = [{"weight": weight, "duration": "6s", "minRequests": 100} for weight in (20, 50)]
+    with Pooled(lab, "pools", rate=60, strategy={"canary": {"steps": steps}}) as rollout:
+        rollout.deploy()
+        rollout.try_out("v2")
+        rollout.wait_end()
+        rollout.wait_answers(50, "v2")
+        print(rollout.measured())
+        assert rollout.outcome == ("Promoted", "ProvenHarmless")
+        assert_split(rollout, "v2", [20, 50])
+        assert rollout.failures() == {}
+        after = rollout.counts()
+        rollout.wait_answers(50)
+        assert rollout.counts().since(after).by_version().keys() == {"v2"}
+        (reference,) = lab.client.get(rollout.route_path)["spec"]["rules"][0]["backendRefs"]
+        assert (reference["kind"], reference["name"]) == ("InferencePool", "pools-v2")
+        assert not [note for reason, note in rollout.events() if reason == "TrafficDrift"]
 
 
 def a_release_is_split_in_the_users_route_and_leaves_no_trace(lab: Lab) -> None:
@@ -127,6 +191,7 @@ def without_its_route_a_release_does_not_start(lab: Lab) -> None:
 
 
 STORIES = (
+    a_release_is_split_between_pools_in_the_users_route,
     a_release_is_split_in_the_users_route_and_leaves_no_trace,
     what_a_gitops_tool_puts_back_is_put_right_and_deletion_restores_it,
     without_its_route_a_release_does_not_start,

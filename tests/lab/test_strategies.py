@@ -16,7 +16,7 @@ from lab.lab import Lab
 from lab.load import Load
 from lab.operator import Operator
 from lab.process import wait_until
-from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, Rollout, Seen, Stories, Story
+from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, QUALITY, Rollout, Seen, Stories, Story
 from tests.lab.test_rollouts import TIMING, assert_in_order, sentence, step_runs
 
 
@@ -173,7 +173,7 @@ def an_elastic_release_is_taken_back_pod_by_pod_and_no_request_fails(lab: Lab) -
         tried = [seen for seen in rollout.timeline if seen.phase in ("Progressing", "RollingBack")]
         assert max(pods_wanted(seen) for seen in tried) == 4
         back = [seen.weight for seen in rollout.timeline if seen.phase == "RollingBack"]
-        assert {33, 0} <= set(back), "as its pods come back"
+        assert {34, 0} <= set(back), "as its pods come back"
         assert back == sorted(back, reverse=True)
 
 
@@ -181,7 +181,65 @@ def pods_wanted(seen: Seen) -> int:
     return sum(seen.status.get(role, {}).get("desired", 0) for role in ("stable", "candidate"))
 
 
+def the_better_reward_of_a_fixed_split_wins(lab: Lab) -> None:
+    """`better` is right in 97 of 100 answers and `good` in 93."""
+    strategy = {"abTest": {"reward": "quality", "weight": 50, "duration": "10m"}}
+    analysis = {"metrics": [ERRORS, QUALITY]}
+    with Rollout(lab, "abtest", rate=60, strategy=strategy, analysis=analysis) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/better")
+        rollout.wait_end()
+        print(rollout.measured())
+        assert rollout.outcome == ("Promoted", "ProvenSuperior")
+        assert not rollout.status["history"][0].get("unproven")
+        assert "good, baseline" in rollout.status["history"][0]["message"]
+        (split,) = (counts.by_version() for weight, counts in rollout.steps() if weight == 50)
+        assert 0.35 <= split["v2"] / sum(split.values()) <= 0.65
+        assert rollout.failures() == {}
+
+
+def only_chosen_users_see_the_candidate(lab: Lab) -> None:
+    matches = [{"headers": [{"name": "x-no", "value": "no"}]}, {"cookie": {"name": "bucket", "value": "b"}}]
+    strategy = {"abTest": {"matches": matches, "duration": "12s"}}
+    with Rollout(lab, "chosen", rate=20, strategy=strategy, analysis={"metrics": [ERRORS]}) as rollout:
+        rollout.deploy()
+        # Other users have a cookie that only begins like that of the chosen ones.
+        others = Load(lab.gateway_url, "chosen.example.com", 10, headers={"cookie": "bucket=bb; a=b"})
+        chosen = Load(lab.gateway_url, "chosen.example.com", 20, headers={"cookie": "a=1; bucket=b"})
+        with others, chosen:
+            rollout.release("v2", "models/good")
+            rollout.wait(step_runs, "the test")
+            during = answers_of(chosen, 40)
+            still = rollout.timeline[-1].phase
+            rollout.wait_end()
+            after = answers_of(chosen, 20)
+        print(rollout.measured(), f"the chosen users: {during}, and after it {after}")
+        assert still == "Progressing", "the test was over before its answers were counted"
+        assert (during.keys(), after.keys()) == ({"v2"}, {"v1"})
+        assert rollout.counts().by_version(status=None).keys() == {"v1"}
+        assert others.counts().by_version(status=None).keys() == {"v1"}
+        assert chosen.counts().by_status().keys() == {200}
+        assert rollout.failures() == {}
+        assert rollout.outcome == ("Judged", "NotSuperior")
+        weights = [seen.status.get("weights", {}) for seen in rollout.timeline]
+        assert {one.get("candidate", 0) for one in weights} == {0}
+        assert {one.get("matched", 0) for one in weights} == {0, 100}
+
+
+def answers_of(load: Load, count: int) -> dict[str, int]:
+    """The next answers of a load, by version."""
+    before = load.counts()
+
+    def answers() -> dict[str, int]:
+        return load.counts().since(before).by_version(status=None)
+
+    wait_until(lambda: sum(answers().values()) >= count, timeout=PATIENCE, what=f"{count} answers")
+    return answers()
+
+
 STORIES: list[Story] = [
+    the_better_reward_of_a_fixed_split_wins,
+    only_chosen_users_see_the_candidate,
     a_shadow_answers_copies_that_nobody_sees_and_is_judged,
     a_shadow_that_fails_is_found_and_nobody_saw_it,
     a_blue_green_switch_is_one_change_of_the_weights,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lab.gateway.attachment import CONTROLLER_NAME
+from lab.gateway.gateway import Snapshot
 from lab.gateway.status import class_status, gateway_status, route_status
 from lab.gateway.translation import EnvoyConfig, translate
 
@@ -49,9 +50,16 @@ def endpointslice(service_name: str, **ready: bool | None) -> Object:
     }
 
 
-def pod(name: str, port: int) -> Object:
+def pod(name: str, port: int, *, ready: bool = True, **labels: str) -> Object:
     annotations = {"lab.modelrollout.dev/address": f"127.0.0.1:{port}"}
-    return {"metadata": {"namespace": "ml", "name": name, "annotations": annotations}}
+    conditions = [{"type": "Ready", "status": str(ready)}]
+    metadata = {"namespace": "ml", "name": name, "annotations": annotations, "labels": labels}
+    return {"metadata": metadata, "status": {"conditions": conditions}}
+
+
+def pool(name: str, **labels: str) -> Object:
+    spec = {"selector": {"matchLabels": labels}, "targetPorts": [{"number": 8000}]}
+    return {"metadata": {"namespace": "ml", "name": name}, "spec": spec}
 
 
 def route(*rules: Object, name: str = "fraud", **changes: Any) -> Object:
@@ -84,6 +92,16 @@ def run(
         services=SERVICES,
         pods=PODS,
     )
+
+
+def run_pools(one: Object, *pods: Object) -> EnvoyConfig:
+    """A route to the pools blue and green, each with the pods of its colour."""
+    found = [pool(name, color=name, app="model") for name in ("blue", "green")]
+    objects: dict[str, list[Object]] = {"gateways": [gateway()], "routes": [one], "pools": found}
+    objects["gateways"][0]["spec"]["gatewayClassName"] = "lab"
+    lab_class = {"metadata": {"name": "lab"}, "spec": {"controllerName": CONTROLLER_NAME}}
+    objects |= {"classes": [lab_class], "services": SERVICES, "endpointslices": [], "pods": list(pods)}
+    return Snapshot.of(objects).translate()
 
 
 def only_route(config: EnvoyConfig) -> Object:
@@ -143,6 +161,26 @@ def test_weights_become_weighted_clusters(rule: Object, weights: dict[str, int])
 )
 def test_a_rule_that_sends_nowhere_answers_500(rule: Object) -> None:
     assert only_route(run(route(rule)))["direct_response"] == {"status": 500}
+
+
+def test_a_pool_is_the_ready_pods_that_it_selects() -> None:
+    refs = [
+        {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": name, "weight": weight}
+        for name, weight in (("blue", 90), ("green", 10), ("gone", 1))
+    ]
+    config = run_pools(
+        route({"backendRefs": refs}),
+        pod("one", 8001, color="blue", app="model", more="yes"),
+        pod("two", 8002, color="blue", app="model", ready=False),
+        pod("three", 8003, color="blue"),
+        pod("four", 8004, color="green", app="model"),
+    )
+    names = {"ml/InferencePool/blue:8000": 90, "ml/InferencePool/green:8000": 10, "unresolved": 1}
+    assert weights_of(config) == names
+    assert config.endpoints == {
+        "ml/InferencePool/blue:8000": ("127.0.0.1:8001",),
+        "ml/InferencePool/green:8000": ("127.0.0.1:8004",),
+    }
 
 
 def test_a_backend_of_weight_0_keeps_its_cluster_warm() -> None:

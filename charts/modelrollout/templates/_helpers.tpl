@@ -120,6 +120,10 @@ trackConfig grants it.
 - apiGroups: [networking.istio.io]
   resources: [virtualservices]
   verbs: [list, watch, patch]
+# Pools are looked at to know which pods are theirs; they are never written.
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [list, watch]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

@@ -108,6 +108,11 @@ class Reason(_Documented):
     PROMOTE_REQUESTED = "PromoteRequested", "Someone asked for the promotion."
     NOT_PROVEN = "NotProven", "Nothing that carries an error bound was compared, so nothing was proven."
     PROVEN_HARMLESS = "ProvenHarmless", "Every gating metric was proven harmless."
+    PROVEN_SUPERIOR = (
+        "ProvenSuperior",
+        "The candidate was proven better in the reward, and harmless in every other gating metric.",
+    )
+    NOT_SUPERIOR = "NotSuperior", "The time of the A/B test was over before the candidate had won."
     HARM_PROVEN = "HarmProven", "The candidate was proven worse than the harm margin allows."
     GUARDRAIL_BREACHED = "GuardrailBreached", "A guardrail was out of its bounds in several polls in a row."
     CANDIDATE_UNSTABLE = (

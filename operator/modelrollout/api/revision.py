@@ -34,7 +34,9 @@ def hash_revision(spec: Spec) -> str:
 def _content(spec: Spec) -> JsonObject:
     ports = [_port(port) for port in sorted(spec.service.ports, key=lambda port: port.name)]
     if spec.workload.services is not None:
-        return {"model": spec.model.to_wire(), "service": spec.workload.services.named, "ports": ports}
+        named = spec.workload.services.named
+        kind: JsonObject = {"kind": named.kind} if named.pooled else {}
+        return {"model": spec.model.to_wire(), "service": named.name, **kind, "ports": ports}
     template = _canonical(spec.workload.template)
     if not template.get("metadata"):
         template.pop("metadata", None)  # Go clients write metadata: {creationTimestamp: null}

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from .spec import (
     UNION_MEMBERS,
+    AbTest,
     Analysis,
     BlueGreen,
     Canary,
@@ -26,6 +27,7 @@ from .spec import (
     PathMatch,
     PathModifier,
     Ratio,
+    RequestMatch,
     RouteFilter,
     RouteTimeouts,
     Score,
@@ -33,6 +35,7 @@ from .spec import (
     Shadow,
     Spec,
     Step,
+    Stickiness,
     Strategy,
     Tolerance,
     Traffic,
@@ -64,7 +67,7 @@ class Rule(Generic[M]):
 
 def _named(on: type[Model], field: str) -> str:
     """The field as a message names it: with the part that it belongs to, where the name alone is not clear."""
-    return field if on is Spec else f"{on.__name__.lower()}.{field}"
+    return field if on is Spec else f"{on.__name__[0].lower()}{on.__name__[1:]}.{field}"
 
 
 def _present(path: str) -> str:
@@ -84,7 +87,7 @@ def _duration_at_least(on: type[M], field: str, attribute: str, least: float, wh
         field,
         f"{_named(on, field)} must be at least {bound}: {why}",
         _unless_absent(field, f"duration(self.{field}) >= duration('{bound}')"),
-        lambda part: bool(getattr(part, attribute) >= least),
+        lambda part: (length := getattr(part, attribute)) is None or bool(length >= least),
     )
 
 
@@ -215,6 +218,8 @@ def _one_strategy(strategy: Strategy) -> bool:
 
 # What routers can do; a test holds it against the routers themselves.
 MIRRORS = ("gatewayAPI", "httpRoute", "grpcRoute", "istio")
+MATCHES = ("gatewayAPI",)
+STICKS = ("gatewayAPI",)
 
 
 def _some_step(cel: str) -> str:
@@ -228,6 +233,12 @@ _COPIES_BEFORE = (
     "(has(self.strategy.shadow) || has(self.strategy.blueGreen) && has(self.strategy.blueGreen.mirror) && "
     "self.strategy.blueGreen.mirror > 0)"
 )
+_TEST = "self.strategy.abTest"
+_MATCHES = (
+    f"({_present('strategy.abTest.matches')} || {_some_step('has(s.matches)')} || "
+    f"({_present('strategy.shadow.canary.steps')} && self.strategy.shadow.canary.steps.exists(s, has(s.matches))))"
+)
+_TEST_SIZED = f"({_present('strategy.abTest.size')} && {_TEST}.size > 0)"
 _MODE_OFF = "(has(self.analysis) && has(self.analysis.mode) && self.analysis.mode == 'Off')"
 
 
@@ -252,8 +263,46 @@ def _preview_is_routed(spec: Spec) -> bool:
     return blue_green is None or blue_green.preview_header is None or spec.traffic.gateway_api is not None
 
 
+def _may_win(test: AbTest) -> bool:
+    return test.reward is None or test.matches is None or test.randomized
+
+
+def _reward_is_measured(spec: Spec) -> bool:
+    reward = spec.strategy.ab_test.reward if spec.strategy.ab_test else None
+    measured = [m.name for m in spec.analysis.metrics if (m.ratio or m.score) and m.gating]
+    return reward is None or reward in measured
+
+
+def _ends_before_the_deadline(spec: Spec) -> bool:
+    test = spec.strategy.ab_test
+    return test is None or test.duration <= spec.analysis.deadline
+
+
+def _sticks(spec: Spec) -> bool:
+    test = spec.strategy.ab_test
+    return test is None or test.stickiness is None or spec.traffic.router in STICKS
+
+
 def _of_strategies(cel: str) -> str:
     return f"!has(self.strategy) || ({cel})"
+
+
+def _is_pool(path: str) -> str:
+    """CEL: one of the user's Services is an InferencePool."""
+    return f"{_present(f'{path}.kind')} && self.{path}.kind == 'InferencePool'"
+
+
+_SOME_POOL = f"{_is_pool('workload.services.stable')} || {_is_pool('workload.services.candidate')}"
+
+
+def _some_pool(spec: Spec) -> bool:
+    return spec.workload.services is not None and spec.workload.services.pooled
+
+
+POOLS_TAKE_NO_COPIES = (
+    "strategy copies requests (mirror), and gateways do not ask the endpoint picker of an InferencePool for copies: remove "
+    "mirror and shadow, or name Services in workload.services"
+)
 
 
 RULES: tuple[Rule[Any], ...] = (
@@ -283,15 +332,31 @@ RULES: tuple[Rule[Any], ...] = (
         OwnServices,
         "candidate",
         "workload.services.candidate must be another Service than stable: one Service can't be split",
-        "!has(self.candidate) || self.candidate.name != self.stable.name",
-        lambda own: own.candidate is None or own.candidate.name != own.stable.name,
+        f"!has(self.candidate) || self.candidate.name != self.stable.name || ({_is_pool('candidate')}) != "
+        f"({_is_pool('stable')})",
+        lambda own: own.candidate is None or own.candidate != own.stable,
     ),
     Rule(
         Spec,
         "traffic",
-        "traffic must be gatewayAPI with workload.services: without a router the split is made by pods of the operator's own",
-        "!has(self.workload.services) || (has(self.traffic) && has(self.traffic.gatewayAPI))",
-        lambda spec: spec.workload.services is None or spec.traffic.gateway_api is not None,
+        "traffic needs a router with workload.services, as without one the split is made by pods of the operator's own: "
+        f"choose one of {', '.join(MIRRORS)}",
+        f"!has(self.workload.services) || {_CAN_MIRROR}",
+        lambda spec: spec.workload.services is None or spec.traffic.router in MIRRORS,
+    ),
+    Rule(
+        Spec,
+        "traffic",
+        "traffic must be gatewayAPI or httpRoute with an InferencePool in workload.services: only an HTTPRoute can name one",
+        f"!({_SOME_POOL}) || (has(self.traffic) && (has(self.traffic.gatewayAPI) || has(self.traffic.httpRoute)))",
+        lambda spec: not _some_pool(spec) or spec.traffic.router in ("gatewayAPI", "httpRoute"),
+    ),
+    Rule(
+        Spec,
+        "strategy",
+        POOLS_TAKE_NO_COPIES,
+        _of_strategies(f"!({_SOME_POOL}) || !({_COPIES_BEFORE} || {_some_step(_MIRRORING)})"),
+        lambda spec: not _some_pool(spec) or not spec.strategy.mirrors,
     ),
     Rule(
         Spec,
@@ -395,18 +460,123 @@ RULES: tuple[Rule[Any], ...] = (
         _step_names_differ,
     ),
     Rule(
+        Canary,
+        "steps",
+        "canary.steps must not end with matches: what matches is no sample of all requests, so nothing could be proven by it; "
+        "add a step with a weight, or choose abTest",
+        "!has(self.steps) || self.steps.size() == 0 || !has(self.steps[self.steps.size() - 1].matches)",
+        lambda canary: not canary.steps or canary.steps[-1].matches is None,
+    ),
+    Rule(
         Step,
         "weight",
-        "canary.steps: a weight of 0 needs a mirror, or nothing could be seen of the candidate: raise the weight or add mirror",
-        "self.weight > 0 || (has(self.mirror) && self.mirror > 0)",
-        lambda step: step.weight > 0 or step.mirror > 0,
+        "canary.steps: a weight of 0 needs mirror or matches, or nothing could be seen of the candidate: raise the weight or "
+        "add one of them",
+        "self.weight > 0 || (has(self.mirror) && self.mirror > 0) || has(self.matches)",
+        lambda step: step.weight > 0 or step.mirror > 0 or step.matches is not None,
+    ),
+    Rule(
+        Step,
+        "matches",
+        "canary.steps: matches choose requests in place of a share of them or of copies: set the weight to 0 and remove mirror, "
+        "or make two steps of it",
+        "!has(self.matches) || (self.weight == 0 && (!has(self.mirror) || self.mirror == 0))",
+        lambda step: step.matches is None or (step.weight == 0 and step.mirror == 0),
+    ),
+    Rule(
+        RequestMatch,
+        "",
+        "matches: each needs headers, cookie or queryParams, or every request would match: add one of them",
+        "has(self.headers) || has(self.cookie) || has(self.queryParams)",
+        lambda match: any((match.headers, match.cookie, match.query_params)),
     ),
     Rule(
         Strategy,
         "",
-        "strategy takes only one of canary, rolling, blueGreen and shadow: remove the others",
-        "[has(self.canary), has(self.rolling), has(self.blueGreen), has(self.shadow)].filter(member, member).size() <= 1",
+        "strategy takes only one of canary, rolling, blueGreen, shadow and abTest: remove the others",
+        "[has(self.canary), has(self.rolling), has(self.blueGreen), has(self.shadow), has(self.abTest)]"
+        ".filter(member, member).size() <= 1",
         _one_strategy,
+    ),
+    Rule(
+        AbTest,
+        "",
+        "abTest takes only one of weight and matches: a share of all requests, or those that match; remove the other",
+        "!(has(self.weight) && has(self.matches))",
+        lambda test: test.weight is None or test.matches is None,
+    ),
+    Rule(
+        AbTest,
+        "randomized",
+        "abTest.randomized says how it was drawn who matches, and a weight always is a random split: remove it, or use matches",
+        "!has(self.randomized) || !self.randomized || has(self.matches)",
+        lambda test: not test.randomized or test.matches is not None,
+    ),
+    Rule(
+        AbTest,
+        "reward",
+        "abTest.reward needs a random split, as users who match may differ from others: set randomized: true if it was drawn by "
+        "lot who matches, or use weight in place of matches, or remove reward",
+        "!has(self.reward) || !has(self.matches) || (has(self.randomized) && self.randomized)",
+        _may_win,
+    ),
+    Rule(
+        AbTest,
+        "stickiness",
+        "abTest.stickiness is for weight: who matches stays on one side by that; remove it",
+        "!has(self.stickiness) || !has(self.matches)",
+        lambda test: test.stickiness is None or test.matches is None,
+    ),
+    _duration_at_least(AbTest, "duration", "duration", 1.0, "it is the end of the test"),
+    _duration_at_least(
+        Stickiness, "lifetime", "lifetime", 1.0, "a user would be on another side with the next request"
+    ),
+    Rule(
+        Spec,
+        "strategy.abTest.reward",
+        "strategy.abTest.reward must be the name of one of analysis.metrics that is a ratio or a score without dryRun: correct "
+        "it or add the metric",
+        _unless_absent(
+            "strategy.abTest.reward",
+            "has(self.analysis) && has(self.analysis.metrics) && self.analysis.metrics.exists(m, "
+            f"m.name == {_TEST}.reward && (has(m.ratio) || has(m.score)) && !(has(m.dryRun) && m.dryRun))",
+        ),
+        _reward_is_measured,
+    ),
+    Rule(
+        Spec,
+        "strategy.abTest.duration",
+        "strategy.abTest.duration must not be longer than analysis.deadline, which would end the test before: raise "
+        "analysis.deadline or shorten the test",
+        _unless_absent(
+            "strategy.abTest.duration",
+            "!has(self.analysis) || !has(self.analysis.deadline) || "
+            f"duration({_TEST}.duration) <= duration(self.analysis.deadline)",
+        ),
+        _ends_before_the_deadline,
+    ),
+    Rule(
+        Spec,
+        "strategy.abTest",
+        'strategy.abTest compares, and analysis.mode: "Off" says not to: set it to "On" with metrics, or choose another strategy',
+        f"!({_present('strategy.abTest')}) || !{_MODE_OFF}",
+        lambda spec: spec.strategy.ab_test is None or spec.analysis.mode == "On",
+    ),
+    Rule(
+        Spec,
+        "strategy",
+        "strategy chooses requests by matches, which only a route of the operator's own can: choose "
+        f"{', '.join(MATCHES)} in traffic, or use weight",
+        f"!{_MATCHES} || (has(self.traffic) && has(self.traffic.gatewayAPI))",
+        lambda spec: not spec.strategy.matches or spec.traffic.router in MATCHES,
+    ),
+    Rule(
+        Spec,
+        "strategy.abTest.stickiness",
+        "strategy.abTest.stickiness needs a router that keeps a user on one version (Istio's consistentHash chooses the pod, not "
+        f"the version): choose {', '.join(STICKS)} in traffic, or remove it",
+        _unless_absent("strategy.abTest.stickiness", "has(self.traffic) && has(self.traffic.gatewayAPI)"),
+        _sticks,
     ),
     Rule(
         Shadow,
@@ -450,21 +620,22 @@ RULES: tuple[Rule[Any], ...] = (
     Rule(
         Spec,
         "workload.elastic",
-        "workload.elastic keeps no more than replicas + 1 pods, and strategy wants more (blueGreen, mirror or size): set it to "
-        "false, or choose rolling or a canary without them",
+        "workload.elastic keeps no more than replicas + 1 pods, and strategy wants more (blueGreen, mirror, matches or size): set "
+        "it to false, or choose rolling or a canary without them",
         _of_strategies(
             f"!(has(self.workload.elastic) && self.workload.elastic) || !({_COPIES_BEFORE} || "
-            f"has(self.strategy.blueGreen) || {_some_step(f'({_MIRRORING}) || ({_SIZED})')})"
+            f"has(self.strategy.blueGreen) || {_MATCHES} || {_TEST_SIZED} || "
+            f"{_some_step(f'({_MIRRORING}) || ({_SIZED})')})"
         ),
         lambda spec: not spec.workload.elastic or not spec.strategy.needs_room,
     ),
     Rule(
         Spec,
         "strategy",
-        "canary.steps: size needs a router, as with traffic.podRatio the pods are the weight: "
+        "strategy: size needs a router, as with traffic.podRatio the pods are the weight: "
         f"choose one of {', '.join(MIRRORS)} in traffic, or remove size",
-        _of_strategies(f"!{_some_step(_SIZED)} || {_CAN_MIRROR}"),
-        lambda spec: not any(step.size for step in spec.strategy.steps) or spec.traffic.router in MIRRORS,
+        _of_strategies(f"!({_some_step(_SIZED)} || {_TEST_SIZED}) || {_CAN_MIRROR}"),
+        lambda spec: not spec.strategy.sized or spec.traffic.router in MIRRORS,
     ),
     Rule(
         Spec,

@@ -41,6 +41,10 @@ LabelName = Annotated[
 HeaderName = Annotated[
     str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$")
 ]
+# RFC 6265: no quotes, commas, semicolons, backslashes or blanks.
+CookieValue = Annotated[
+    str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[!#-+\--:<-\[\]-~]+$")
+]
 AnnotationKey = Annotated[str, StringConstraints(min_length=1, max_length=317, pattern=_ANNOTATION)]
 AnnotationValue = Annotated[str, StringConstraints(max_length=4096)]
 PortNumber = Annotated[int, Field(strict=True, ge=1, le=65535)]
@@ -98,6 +102,10 @@ Batch = Annotated[
     ),
 ]
 Selector = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+MetricName = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=_LABEL)]
+SessionName = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9!#$%&'*+\-.^_`|~]+$")
+]
 
 
 # Kept as it is, but without containers nothing can run, and that much the API server can say at once.
@@ -146,26 +154,40 @@ class DeploymentRef(Model):
 
 
 class OwnService(Model):
-    """A Service that the user keeps, in the namespace of the ModelRollout."""
+    """A Service or InferencePool that the user keeps, in the namespace of the ModelRollout."""
 
-    name: ServiceName
-    """Name of the Service."""
+    name: ObjectName
+    """Its name."""
+    kind: Literal["Service", "InferencePool"] = "Service"
+    """InferencePool: a pool of the Gateway API Inference Extension (inference.networking.k8s.io/v1), which needs
+    traffic.gatewayAPI or traffic.httpRoute."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it is an InferencePool."""
+        return self.kind == "InferencePool"
 
 
 class OwnServices(Model):
-    """Services that the user keeps, each in front of one version: only traffic and judgement are the operator's."""
+    """Services (or InferencePools) that the user keeps, each in front of one version: only traffic and judgement are the
+    operator's."""
 
     stable: OwnService
-    """The Service that serves when the ModelRollout is created. From then on the status says which one is stable: after
-    a promotion it is the promoted one."""
+    """The one that serves when the ModelRollout is created. From then on the status says which one is stable: after a
+    promotion it is the promoted one."""
     candidate: OwnService | None = None
-    """The Service of what is to be released: another name, or another spec.model, starts a rollout. Left out: nothing is
-    to be released besides `stable`."""
+    """The one of what is to be released: another name, or another spec.model, starts a rollout. Left out: nothing is to
+    be released besides `stable`."""
 
     @property
-    def named(self) -> str:
-        """Name of the Service in front of what the spec names."""
-        return (self.candidate or self.stable).name
+    def named(self) -> OwnService:
+        """The one in front of what the spec names."""
+        return self.candidate or self.stable
+
+    @property
+    def pooled(self) -> bool:
+        """Whether one of the two is an InferencePool."""
+        return self.stable.pooled or self.named.pooled
 
 
 class Workload(Model):
@@ -188,9 +210,9 @@ class Workload(Model):
     deployment_ref: DeploymentRef | None = None
     """The pod template is taken from a Deployment that the user keeps, so changing it there starts a rollout."""
     services: OwnServices | None = None
-    """The user runs each version behind a Service of its own: the operator makes no pods, only splits the traffic and
-    judges. Needs traffic.gatewayAPI. `replicas` then says how many ready pods must be behind a Service for it to carry
-    all of the traffic; at a start it is at least what the stable Service has."""
+    """The user runs each version behind a Service or InferencePool of its own: the operator makes no pods, only splits the
+    traffic and judges. Needs a router. `replicas` then says how many ready pods must be behind one for it to carry all of
+    the traffic; at a start it is at least what the stable one has."""
 
 
 class ServicePort(Model):
@@ -250,6 +272,40 @@ class HeaderMatch(Model):
     """Name of the header; upper and lower case are the same."""
     value: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
     """What the header is compared with."""
+
+
+class CookieMatch(Model):
+    """A cookie of a request, compared as a whole."""
+
+    name: HeaderName
+    """Name of the cookie; upper and lower case differ."""
+    value: CookieValue
+    """Its value."""
+
+
+class QueryParamMatch(Model):
+    """How a parameter of the query of a request is matched."""
+
+    type: Literal["Exact", "RegularExpression"] = "Exact"
+    """Kind of comparison."""
+    name: HeaderName
+    """Name of the parameter; upper and lower case differ."""
+    value: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    """What the parameter is compared with."""
+
+
+class RequestMatch(Model):
+    """Requests that the candidate answers; everything that is given must match."""
+
+    headers: Annotated[tuple[HeaderMatch, ...], Field(min_length=1, max_length=8)] | None = None
+    """Headers, all of which must match."""
+    cookie: CookieMatch | None = None
+    """A cookie. It is looked for in the header Cookie by a regular expression, which the gateway must support."""
+    query_params: Annotated[tuple[QueryParamMatch, ...], Field(min_length=1, max_length=8)] | None = None
+    """Parameters of the query, all of which must match."""
+
+
+RequestMatches = Annotated[tuple[RequestMatch, ...], Field(min_length=1, max_length=8)]
 
 
 class RouteMatch(Model):
@@ -422,12 +478,17 @@ class Step(Model):
     """A name for messages and events."""
     weight: Annotated[int, Field(strict=True, ge=0, le=99)]
     """Share of the requests, in percent, that the candidate gets. Not 100: without a baseline nothing can be compared,
-    and the candidate is promoted by itself after the last step. 0 only with a mirror."""
+    and the candidate is promoted by itself after the last step. 0 only with a mirror or with matches."""
     mirror: Percent = 0
     """Share of the requests, in percent, that is copied to the candidate besides; nobody sees its answers to them. Needs a
     router that can copy requests. Scores are not judged on copies alone: labels never arrive for them."""
+    matches: RequestMatches | None = None
+    """Requests that the candidate gets in place of a share: those that match one of these. Only with weight 0 and without a
+    mirror, and not in the last step. They are no random sample, so only guardrails decide in this step. Needs
+    traffic.gatewayAPI."""
     size: Percent = 0
-    """Least size of the candidate, in percent of workload.replicas; left out: what weight and mirror need."""
+    """Least size of the candidate, in percent of workload.replicas; left out: what weight and mirror need, and all of it
+    with matches."""
     duration: Duration = 0.0
     """Least time at this weight, counted while requests really are split this way."""
     min_requests: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -494,6 +555,46 @@ class Shadow(Model):
     """The steps that follow with then: Canary; left out: planned from the evidence."""
 
 
+class Stickiness(Model):
+    """Keeps a user on one side, by a cookie that the gateway gives."""
+
+    cookie: SessionName
+    """Name of the cookie."""
+    lifetime: Duration | None = None
+    """How long it lasts; left out: until the browser is closed."""
+
+
+class AbTest(Model):
+    """Chosen users, or a fixed share of the requests, get the candidate; the better reward wins."""
+
+    reward: MetricName | None = None
+    """Name of the metric of analysis.metrics that decides, of kind ratio or score: the candidate wins as soon as it is proven
+    better in it, with the bound analysis.falsePromotion, and proven harmless in all others that gate. Left out: the
+    duration ends it. Needs a random split: weight, or randomized matches."""
+    weight: Annotated[int, Field(strict=True, ge=1, le=99)] | None = None
+    """Share of the requests, in percent, that the candidate gets; left out, and without matches: 50."""
+    matches: RequestMatches | None = None
+    """Requests that the candidate gets in place of a share: those that match one of these. All others go to the baseline.
+    Needs traffic.gatewayAPI."""
+    randomized: Bool = False
+    """True: who matches was drawn by lot, so both sides can be compared. False: they may differ from other users, so
+    metrics are reported and only guardrails decide."""
+    size: Percent = 0
+    """Least size of the candidate, in percent of workload.replicas; left out: what weight needs, and all of it with
+    matches."""
+    duration: Duration
+    """The end of the test, counted while requests really are split this way."""
+    min_requests: Annotated[int, Field(strict=True, ge=0)] = 0
+    """The candidate does not win before it has answered this many requests."""
+    stickiness: Stickiness | None = None
+    """Keeps a user on one side. Needs traffic.gatewayAPI, and sessionPersistence in the HTTPRoutes of the cluster, which
+    is in the experimental channel of the Gateway API. Not with matches, which keep a user on one side by themselves."""
+    otherwise: Literal["Stop", "Promote"] = "Stop"
+    """What the duration ends with if the candidate has not won. Stop: it is removed, and the verdict is kept in the history.
+    Promote: it takes over if it is proven harmless, or if nothing that carries an error bound could be compared;
+    otherwise as with Stop."""
+
+
 class Strategy(Model):
     """How a candidate takes over: one of its members; left out: canary with planned steps."""
 
@@ -505,6 +606,8 @@ class Strategy(Model):
     """A candidate of full size gets no requests of users before it is proven; then it gets them all at once."""
     shadow: Shadow | None = None
     """A copy of the requests goes to the candidate, and its answers are dropped: users never see them."""
+    ab_test: AbTest | None = None
+    """Chosen users, or a fixed share of the requests, get the candidate; the better reward wins."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -521,7 +624,18 @@ class Strategy(Model):
     @property
     def needs_room(self) -> bool:
         """Whether the candidate has more pods at some time than its share of the requests needs."""
-        return self.mirrors or self.blue_green is not None or any(step.size for step in self.steps)
+        return self.mirrors or self.matches or self.sized or self.blue_green is not None
+
+    @property
+    def sized(self) -> bool:
+        """Whether a size of the candidate is written down."""
+        return any(step.size for step in self.steps) or (self.ab_test is not None and self.ab_test.size > 0)
+
+    @property
+    def matches(self) -> bool:
+        """Whether requests are chosen at some time by what they are, and not at random."""
+        chosen = self.ab_test is not None and self.ab_test.matches is not None
+        return chosen or any(step.matches for step in self.steps)
 
 
 class Arms(Model):
@@ -644,7 +758,7 @@ def _given(value: float | None, *, otherwise: float) -> float:
 class Metric(Model):
     """Something that baseline and candidate are compared by: a name and one kind."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=_LABEL)]
+    name: MetricName
     """Name of the metric in messages and status; each metric has another one."""
     ratio: Ratio | None = None
     """A share of bad requests, from two counters."""
@@ -775,7 +889,7 @@ UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {
     Workload: ("template", "deployment_ref", "services"),
     Traffic: ("gateway_api", "http_route", "grpc_route", "istio", "pod_ratio"),
     RouteFilter: ("request_header_modifier", "response_header_modifier", "url_rewrite", "extension_ref"),
-    Strategy: ("canary", "rolling", "blue_green", "shadow"),
+    Strategy: ("canary", "rolling", "blue_green", "shadow", "ab_test"),
     Metric: ("ratio", "score", "latency", "guardrail"),
 }
 """Attributes of which at most one may be set; neither they nor anything inside has a default in the CRD."""
@@ -783,6 +897,8 @@ UNION_MEMBERS: dict[type[Model], tuple[str, ...]] = {
 LIST_KEYS: dict[tuple[type[Model], str], str] = {
     (Service, "ports"): "name",
     (RouteMatch, "headers"): "name",
+    (RequestMatch, "headers"): "name",
+    (RequestMatch, "queryParams"): "name",
     (Analysis, "metrics"): "name",
     (GatewayAPI, "hostnames"): "",
 }

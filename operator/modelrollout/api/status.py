@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from .spec import RequestMatch, Stickiness
 from .types import Duration, Model, Time
 
 
@@ -80,6 +81,9 @@ class Weights(Model):
     candidate: int = Field(0, description="Share of the candidate.")
     previous: int = Field(0, description="Share of the revision before the promotion, while Watching.")
     mirror: int = Field(0, description="Share of requests that is copied to the candidate.")
+    matched: int = Field(
+        0, description="Share of the requests chosen by the step's matches that the candidate gets."
+    )
 
     @property
     def compared(self) -> int:
@@ -108,14 +112,28 @@ class PlanStep(Model):
     proof: bool = Field(False, description="Whether it ends only once the candidate is proven harmless.")
     stop: bool = Field(
         False,
-        description="Whether the attempt ends after it, as the last one, with a verdict and no takeover.",
+        description="Whether the attempt ends after it, as the last one, with a verdict and no takeover; if a reward is named, "
+        "unless the candidate wins.",
     )
     preview: bool = Field(False, description="Whether the candidate can be reached besides, for previews.")
+    matches: list[RequestMatch] = Field(
+        default_factory=list,
+        description="Requests that the candidate gets besides its share; none: its share only.",
+        max_length=8,
+    )
+    randomized: bool = Field(
+        True,
+        description="Whether the requests of both sides are a random sample, so that they can be compared.",
+    )
+    stickiness: Stickiness | None = Field(None, description="What keeps a user on one side.")
+    timed: bool = Field(False, description="Whether its duration ends it, whatever is proven by then.")
+    reward: str | None = Field(None, description="Metric in which the candidate must be better to win.")
 
     @property
     def load(self) -> int:
-        """Share of the requests that the candidate answers, copies included, in percent."""
-        return min(100, self.weight + self.mirror)
+        """Share of the requests that the candidate answers, copies included, in percent; of requests that match, what it
+        has pods for."""
+        return max(min(100, self.weight + self.mirror), self.size if self.matches else 0)
 
     @property
     def room(self) -> int:
@@ -126,8 +144,9 @@ class PlanStep(Model):
     def aim(self) -> str:
         """For people: what the candidate gets."""
         copies = f"copies of {self.mirror} %" if self.mirror else ""
-        weight = f"{self.weight} %" if self.weight or not self.mirror else ""
-        return " and ".join(part for part in (weight, copies) if part) + " to the candidate"
+        matches = "requests that match" if self.matches else ""
+        weight = f"{self.weight} %" if self.weight or not (self.mirror or self.matches) else ""
+        return " and ".join(part for part in (weight, matches, copies) if part) + " to the candidate"
 
 
 class StepStatus(Model):
@@ -198,7 +217,7 @@ class MetricStatus(Model):
 
     name: str = Field(description="Name of the metric.")
     verdict: str = Field(
-        description="Harmless, WorseWithinMargin, Harmful, PodOutlier, Inconclusive or NoData."
+        description="Superior, Harmless, WorseWithinMargin, Harmful, PodOutlier, Inconclusive or NoData."
     )
     ratio: str | None = Field(None, description="Candidate rate of bad events divided by the baseline's.")
     low: str | None = Field(None, description="Lower end of the 95 % confidence sequence.")
@@ -336,9 +355,15 @@ class Status(Model):
     )
 
     @property
-    def previewed(self) -> str | None:
-        """The revision that can be reached for previews now."""
+    def trying(self) -> PlanStep | None:
+        """The step in which a candidate is tried now."""
         trying = self.phase in (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING)
         if not trying or self.candidate is None or self.step is None:
             return None
-        return self.candidate.revision if self.plan[self.step.index].preview else None
+        return self.plan[self.step.index]
+
+    @property
+    def previewed(self) -> str | None:
+        """The revision that can be reached for previews now."""
+        step = self.trying
+        return self.candidate.revision if self.candidate and step and step.preview else None

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 LISTED_WITHIN = 10.0  # seconds that a round waits for the first listing
 LEAST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two listings of one interest
+UNSERVED_PAUSE = 10.0  # the same, of a kind that the API server does not have: its CRD may be installed
 DATA_HASH = "dataHash"
 """Field of a ConfigMap or Secret in the store, in place of its content."""
 
@@ -58,6 +59,7 @@ class References:
         self._changed = changed
         self._watches: dict[Interest, _Watch] = {}
         self._needs: dict[Key, frozenset[Interest]] = {}
+        self._unserved: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._watches)
@@ -84,6 +86,16 @@ class References:
         """The rollout is gone."""
         for interest in self._needs.pop(key, frozenset()):
             self._leave(key, interest)
+
+    @property
+    def unserved(self) -> frozenset[str]:
+        """Kinds that are needed and that the API server does not have, as it said last."""
+        return frozenset(self._unserved)
+
+    def names(self, interest: Interest) -> frozenset[str]:
+        """Names of the objects that an interest matches now."""
+        watch = self._watches.get(interest)
+        return frozenset(ref.name for ref in watch.known) if watch else frozenset()
 
     async def close(self) -> None:
         """End all watches."""
@@ -130,8 +142,9 @@ class References:
                 await self._list_and_watch(interest, watch)
                 pause = LEAST_PAUSE
             except KindNotServed:
+                self._unserved.add(interest.kind.kind)
                 self._replace(watch, [])
-                pause = LONGEST_PAUSE
+                pause = UNSERVED_PAUSE
             except ClusterError as error:
                 watch.error = error
                 gone = error.status == 410
@@ -148,7 +161,11 @@ class References:
     async def _list_and_watch(self, interest: Interest, watch: _Watch) -> None:
         kind, namespace = interest.kind, interest.namespace
         items, version = await self._cluster.list(kind, namespace, interest.selector, name=interest.name)
+        appeared = interest.kind.kind in self._unserved
+        self._unserved.discard(interest.kind.kind)
         self._replace(watch, items)
+        if appeared:
+            self._tell(watch)
         events = self._cluster.watch(
             kind, namespace, label_selector=interest.selector, name=interest.name, resource_version=version
         )
@@ -175,17 +192,19 @@ class References:
 
     def _take(self, watch: _Watch, obj: Object) -> None:
         metadata = obj["metadata"]
-        if ROLLOUT_LABEL in (metadata.get("labels") or {}):
-            return  # Kopf brings it
         identity = {key: obj[key] for key in ("apiVersion", "kind")}
         kept = {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
-        watch.known[ref_of(obj)] = identity | {"metadata": kept}
-        self._store.put(_hashed(obj))
+        ours = ROLLOUT_LABEL in (metadata.get("labels") or {})
+        watch.known[ref_of(obj)] = identity | {
+            "metadata": kept | {"labels": {ROLLOUT_LABEL: ""} if ours else {}}
+        }
+        if not ours:  # else Kopf brings it
+            self._store.put(_hashed(obj))
 
     def _drop(self, watch: _Watch, ref: Ref) -> None:
         obj = watch.known.pop(ref, None)
         elsewhere = any(ref in other.known for other in self._watches.values() if other is not watch)
-        if obj is not None and not elsewhere:
+        if obj is not None and not elsewhere and not obj["metadata"]["labels"]:
             self._store.remove(obj)
 
     def _tell(self, watch: _Watch) -> None:

@@ -85,12 +85,18 @@ class Acceptance:
         names = [
             name for name in needed_names(rollout, spec, revision) if not _stands(rollout, children, *name)
         ]
-        if recorded and not names:
+        probe = router_of(spec).probe(rollout, spec)
+        if recorded and not names and probe is None:
             return None
-        question = (revision, spec.service_name(rollout["metadata"]["name"]), spec.traffic.router)
+        question = (
+            revision,
+            spec.service_name(rollout["metadata"]["name"]),
+            spec.traffic.router,
+            "probed" if probe else "",
+        )
         checked = memory.checked
         if checked is None or checked.question != question or self._now() >= checked.again_at:
-            problem = await self._ask(rollout, spec, revision, names, new=not recorded)
+            problem = await self._ask(rollout, spec, revision, names, probe, new=not recorded)
             lasting = problem is None or problem.reason is Reason.INVALID_TEMPLATE
             again = float("inf") if lasting else self._now() + RECHECK
             checked = memory.checked = Checked(question, problem, again)
@@ -123,13 +129,21 @@ class Acceptance:
         return conflict or next(iter(name_problems(rollout, spec, status, children)), None)
 
     async def _ask(
-        self, rollout: Object, spec: Spec, revision: str, names: list[tuple[Kind, str]], *, new: bool
+        self,
+        rollout: Object,
+        spec: Spec,
+        revision: str,
+        names: list[tuple[Kind, str]],
+        probe: Object | None,
+        *,
+        new: bool,
     ) -> Problem | None:
         """Whether other objects are in the way; and of a new revision, what the API server says of it."""
         try:
             pods = new and spec.workload.services is None  # pods of ours
             problem = await self._dry_run(rollout, spec, revision) if pods else None
             problem = problem or await self._names(rollout, names)
+            problem = problem or (await self._unserved(probe) if probe else None)
             return problem or (await self._overlap(rollout, spec, revision) if pods else None)
         except Forbidden as error:
             if error.namespace_terminating:
@@ -161,6 +175,18 @@ class Acceptance:
             problem = name_taken(rollout, found)
             if problem is not None:
                 return problem
+        return None
+
+    async def _unserved(self, probe: Object) -> Problem | None:
+        """A server-side apply, even one that is not kept, refuses a field that the installed kind does not have."""
+        try:
+            await self._cluster.apply(probe, dry_run=True)
+        except (Invalid, KindNotServed) as error:
+            return Problem(
+                Reason.NOT_SUPPORTED,
+                "strategy.abTest.stickiness needs sessionPersistence in the HTTPRoutes of the cluster, which is in the experimental "
+                f"channel of the Gateway API: install that, or remove stickiness ({_words(error.message)})",
+            )
         return None
 
     async def _overlap(self, rollout: Object, spec: Spec, revision: str) -> Problem | None:

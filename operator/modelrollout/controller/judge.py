@@ -66,6 +66,7 @@ class _Case:
     candidate: RevisionStatus
     weight: int  # of the candidate, in percent
     mirror: int  # share of the requests that is copied to it, in percent
+    matched: int  # share of the requests chosen by the step's matches that it gets, in percent
     scope: Scope
     pace: Pace
     server: Server
@@ -73,13 +74,16 @@ class _Case:
 
     @property
     def load(self) -> int:
-        """Share of the requests that the candidate answers, copies included, in percent."""
-        return min(100, self.weight + self.mirror)
+        """Share of the requests that the candidate answers, copies included, in percent; at least 1 of chosen ones."""
+        return min(100, self.weight + self.mirror) or min(1, self.matched)
 
-    @property
-    def compared(self) -> int:
-        """Share of the candidate's requests among all that are compared, in percent."""
-        return compared_share(self.weight, self.mirror)
+    def compared(self, state: State) -> int:
+        """Share of the candidate's requests among all that are compared, in percent; of chosen ones as it was observed."""
+        if not self.matched:
+            return compared_share(self.weight, self.mirror)
+        seen = [(m.candidate_requests, m.baseline_requests) for m in state.metrics.values() if m.polls]
+        candidate, baseline = seen[0] if seen else (1.0, 1.0)
+        return min(99, max(1, round(100 * candidate / (candidate + baseline))))
 
     def queries(self, state: State) -> Queries:
         """What is asked, with the latency bounds chosen so far."""
@@ -126,7 +130,7 @@ class Judge:
         if state.raised_at is None and case.load > 0:
             state = raise_weight(state, case.load, now)
         memory.state = state
-        assessment = assess(case.plan, state, weight=case.compared, rate=memory.judged.rate)
+        assessment = assess(case.plan, state, weight=case.compared(state), rate=memory.judged.rate)
         return replace(
             memory.judged,
             assessment=assessment,
@@ -227,11 +231,13 @@ class Judge:
     def _watch_split(
         self, case: _Case, queries: Queries, state: State, polls: tuple[Poll, ...], memory: Memory
     ) -> None:
-        """Whether requests follow the weight; only polls that lie wholly at one weight, without copies, can tell."""
-        shown = -1 if case.mirror else case.weight
+        """Whether requests follow the weight; only polls that lie wholly at one weight, without copies and without chosen
+        requests, can tell."""
+        beside = case.mirror or case.matched
+        shown = -1 if beside else case.weight
         if memory.weight != shown:
             memory.weight, memory.weight_since = shown, case.now
-        if case.mirror:
+        if beside:
             memory.judged = replace(memory.judged, split_off=None)
             return
         name = queries.traffic
@@ -287,11 +293,12 @@ def _case(
     return _Case(
         spec=spec,
         status=status,
-        plan=_plan(spec, status.attempt, baseline.revision, candidate.revision),
+        plan=_plan(spec, status, baseline.revision, candidate.revision),
         baseline=baseline,
         candidate=candidate,
         weight=status.weights.stable if watching else status.weights.candidate,
         mirror=status.weights.mirror,
+        matched=status.weights.matched,
         scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
         pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
         server=server,
@@ -382,15 +389,24 @@ def _side(rollout: Object, role: RevisionStatus, children: Children, memory: Mem
     return Side(pods, workload=None if own else child_name(rollout, role.revision))
 
 
-def _plan(spec: Spec, attempt: int, baseline: str, candidate: str) -> Plan:
-    """The test that the spec asks for."""
-    analysis = spec.analysis
+def _plan(spec: Spec, status: Status, baseline: str, candidate: str) -> Plan:
+    """The test that spec and step ask for.
+
+    Where users were chosen for one side nothing with an error bound decides; what was learned of them is another question than
+    what a random split answers, so each begins anew when the other is asked.
+    """
+    analysis, step = spec.analysis, status.plan[status.step.index] if status.step else None
     tests = [_test(spec, metric) for metric in analysis.metrics if metric.guardrail is None]
+    if step is not None:
+        tests = [
+            replace(test, gating=test.gating and step.randomized, reward=test.name == step.reward)
+            for test in tests
+        ]
     return Plan(
         metrics=tuple(tests),
         false_rollback=analysis.false_rollback,
         false_promotion=analysis.false_promotion,
-        attempt=attempt,
+        attempt=status.attempt,
         baseline=baseline,
         candidate=candidate,
         settle=analysis.settle,

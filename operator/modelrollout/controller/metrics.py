@@ -149,12 +149,12 @@ class Metrics:
         name: str,
         metric: str,
         *,
-        log_e: Mapping[str, float],
+        log_e: Mapping[str, float | None],
         ratio: float | None,
         low: float | None,
         high: float | None,
     ) -> None:
-        """The evidence on one metric. `log_e` by claim ("harm", "harmless"); what is None or NaN has no series."""
+        """The evidence on one metric. `log_e` by claim ("harm", "harmless", "superior"); what is None or NaN has no series."""
         for claim, value in log_e.items():
             self._set(self._log_e, value, namespace, name, metric, claim)
         for bound, number in (("estimate", ratio), ("low", low), ("high", high)):

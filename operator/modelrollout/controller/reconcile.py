@@ -28,6 +28,7 @@ from ..decision.types import Decision, Event, Judgement, Observation, RouteView,
 from ..traffic import restorations, route_actions, router_of
 from ..workloads import Children, Problem, observe, pinned, referred, workload_actions
 from ..workloads.children import revision_of
+from ..workloads.own_services import lost_revisions
 from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
 from .acceptance import Acceptance
 from .commit import worth_committing
@@ -199,6 +200,7 @@ class Reconciler:
             revisions=revisions,
             route=route,
             stored=frozenset(revision for obj in records if (revision := revision_of(obj))),
+            lost=lost_revisions(rollout, children),
             pinned=first or pinned(rollout, spec, children),
         )
 
@@ -335,7 +337,11 @@ class Reconciler:
             metrics.show_evidence(
                 *key,
                 metric.name,
-                log_e={"harm": metric.log_harm, "harmless": metric.log_harmless},
+                log_e={
+                    "harm": metric.log_harm,
+                    "harmless": metric.log_harmless,
+                    "superior": metric.log_superior if metric.reward else None,
+                },
                 ratio=metric.ratio,
                 low=metric.low,
                 high=metric.high,

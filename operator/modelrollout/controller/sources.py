@@ -8,21 +8,24 @@ from dataclasses import dataclass, replace
 from ..api.revision import hash_revision
 from ..api.spec import ModelSource, Spec
 from ..api.status import Status
-from ..cluster.kinds import SERVICE, Kind, Object
+from ..cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
+from ..cluster.pods import Pod
 from ..cluster.references import References
 from ..cluster.store import Key, Store
 from ..workloads import Children, Problem
+from ..workloads.backends import picker_of
 from ..workloads.children import child_name, name_in, pod_names
 from ..workloads.own_services import (
     bind,
     first_pinned,
     named_revision,
-    service_names,
+    own_backends,
     services_problem,
     switched,
+    undone_services,
     with_capacity,
 )
-from ..workloads.source import filled_in, interests
+from ..workloads.source import filled_in, interests, pool_members
 
 _DEPTH = 4  # a Deployment names ConfigMaps, a Service selects pods: what is found may name more
 
@@ -58,7 +61,7 @@ class Sources:
 
         Raises the errors of `cluster.errors`.
         """
-        await self._refer(key, [one for one in (spec, fallback) if one is not None], status)
+        await self._refer(key, rollout, [one for one in (spec, fallback) if one is not None], status)
         if spec is None:
             return Source(None, fallback, "", None)
         spec, problem = filled_in(spec, lambda kind, name: self._find(key, kind, name), track=self._track)
@@ -68,30 +71,65 @@ class Sources:
             children = self._plain_children(key)
             written, problem = hash_revision(spec), switched(spec, status, children)
             return _undone(Source(spec, fallback, written, problem, written), rollout, status, children)
-        children = self.children(key, rollout, [spec], status)
-        revision, problem = named_revision(rollout, spec, status, children)
-        problem = switched(spec, status, children) or problem or services_problem(spec, status, children)
-        return Source(with_capacity(spec, status, children), fallback, revision, problem)
+        return self._of_services(rollout, spec, fallback, status, self.children(key, rollout, [spec], status))
+
+    def _of_services(
+        self, rollout: Object, spec: Spec, fallback: Spec | None, status: Status, children: Children
+    ) -> Source:
+        written, in_place = named_revision(rollout, spec, status, children)
+        source = _undone(Source(spec, fallback, written, in_place, written), rollout, status, children)
+        asked = source.spec or spec
+        problem = (
+            switched(asked, status, children)
+            or (in_place if source.revision == written else None)
+            or services_problem(asked, status, children, unserved=self._references.unserved)
+        )
+        return replace(source, spec=with_capacity(asked, status, children), problem=problem)
 
     def children(self, key: Key, rollout: Object, specs: Iterable[Spec | None], status: Status) -> Children:
-        """What belongs to the rollout, with the user's Services in front of its revisions and the pods behind them."""
+        """What belongs to the rollout, with the user's Services and pools in front of its revisions and the pods behind
+        them."""
         children = self._plain_children(key)
         own = [spec for spec in specs if spec is not None and spec.workload.services is not None]
         if not own:
             return children
-        services, slices, pods = dict(children.services), dict(children.endpointslices), dict(children.pods)
-        for name in {name for spec in own for name in service_names(spec, status, children)}:
-            service = self._store.get(SERVICE, key.namespace, name)
-            if service is not None:
-                services[name] = service
-            found = self._store.endpoint_slices(key.namespace, name)
-            slices |= {name_in(obj): obj for obj in found}
-            seen = (self._store.pod(key.namespace, pod) for pod in pod_names(found))
-            pods |= {pod.name: pod for pod in seen if pod is not None}
-        children = replace(children, services=services, endpointslices=slices, pods=pods)
+        for backend in {one for spec in own for one in own_backends(rollout, spec, status, children)}:
+            children = (self._with_pool if backend.pooled else self._with_service)(
+                key, backend.name, children
+            )
         for spec in own:
             children = bind(rollout, spec, status, children)
         return children
+
+    def _with_service(self, key: Key, name: str, children: Children) -> Children:
+        service = self._store.get(SERVICE, key.namespace, name)
+        found = self._store.endpoint_slices(key.namespace, name)
+        return replace(
+            children,
+            services={**children.services, **({name: service} if service else {})},
+            endpointslices={**children.endpointslices, **{name_in(obj): obj for obj in found}},
+            pods={**children.pods, **self._pods(key, pod_names(found))},
+        )
+
+    def _with_pool(self, key: Key, name: str, children: Children) -> Children:
+        pool = self._store.get(INFERENCE_POOL, key.namespace, name)
+        if pool is None:
+            return children
+        selected = (self._references.names(one) for one in pool_members(key.namespace, pool))
+        members = frozenset().union(*selected)
+        picker = picker_of(pool)
+        found = self._store.endpoint_slices(key.namespace, picker) if picker else []
+        return replace(
+            children,
+            endpointslices={**children.endpointslices, **{name_in(obj): obj for obj in found}},
+            pools={**children.pools, name: pool},
+            members={**children.members, name: members},
+            pods={**children.pods, **self._pods(key, members)},
+        )
+
+    def _pods(self, key: Key, names: Iterable[str]) -> dict[str, Pod]:
+        seen = (self._store.pod(key.namespace, name) for name in names)
+        return {pod.name: pod for pod in seen if pod is not None}
 
     def _plain_children(self, key: Key) -> Children:
         return Children.from_store(self._store.children(*key), self._store.referred(key))
@@ -101,12 +139,12 @@ class Sources:
         """The revision behind the user's stable Service, as long as nothing is known of the rollout."""
         return first_pinned(spec, status)
 
-    async def _refer(self, key: Key, specs: list[Spec], status: Status) -> None:
+    async def _refer(self, key: Key, rollout: Object, specs: list[Spec], status: Status) -> None:
         seen: set[object] = set()
         for _ in range(_DEPTH):
             children = self._plain_children(key)
             wanted = interests(
-                key.namespace,
+                rollout,
                 specs,
                 status,
                 children,
@@ -132,8 +170,9 @@ def _undone(source: Source, rollout: Object, status: Status, children: Children)
     if record is None and not any(role is not None and role.revision == undo.revision for role in roles):
         return source
     model = ModelSource.from_wire(((record or {}).get("data") or {}).get("model") or {})
-    workload = spec.workload.model_copy(
-        update={"template": {}}
-    )  # its record has the one that it was made with
-    spec = spec.model_copy(update={"model": model, "workload": workload})
+    # Its record has the template that it was made with.
+    workload: Object = {"template": {}}
+    if spec.workload.services is not None:
+        workload["services"] = undone_services(status, children, undo.revision) or spec.workload.services
+    spec = spec.model_copy(update={"model": model, "workload": spec.workload.model_copy(update=workload)})
     return replace(source, spec=spec, revision=undo.revision)

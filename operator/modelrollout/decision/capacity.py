@@ -65,10 +65,20 @@ def mirror_goal(round: Round) -> int:
     return round.plan_step.mirror
 
 
+def matched_goal(round: Round) -> int:
+    """The share of the requests chosen by the step's matches that the candidate is to get, before the safety rules."""
+    if round.status.step is None or round.status.parked or not round.plan_step.matches:
+        return 0
+    # Until the switch to all requests takes them along, who was chosen stays.
+    stays = round.phase == Phase.PROMOTING and goal(round) == round.plan_step.weight
+    return 100 if round.comparing or stays else 0
+
+
 def at_goal(round: Round) -> bool:
     """Whether the candidate gets what its step gives it."""
     weights = round.status.weights
-    return weights.candidate == goal(round) and weights.mirror == mirror_goal(round)
+    wanted = (goal(round), mirror_goal(round), matched_goal(round))
+    return (weights.candidate, weights.mirror, weights.matched) == wanted
 
 
 def needed(round: Round) -> int:
@@ -86,6 +96,8 @@ def _standing_by(round: Round) -> int:
 def _answering(round: Round) -> int:
     """Ready candidate pods that answer what the candidate is to get; 0 where that is nothing."""
     load = min(100, goal(round) + mirror_goal(round))
+    if matched_goal(round):
+        load = max(load, round.plan_step.load)
     if load == 0:
         return 0
     if round.pod_ratio:
@@ -160,7 +172,7 @@ def _forward(round: Round) -> Round:
     baseline, candidate = round.view(round.status.stable), round.view(round.status.candidate)
     present = round.status.weights.candidate
     if candidate.ready == 0 and baseline.ready == 0:
-        return round.put(weights=round.status.weights.model_copy(update={"mirror": 0}))
+        return round.put(weights=round.status.weights.model_copy(update={"mirror": 0, "matched": 0}))
     if baseline.ready == 0:
         return _emergency(round.put(weights=Weights(candidate=100)), role="candidate")
     wanted, weight, settled = _answering(round), goal(round), round.settled(round.status.candidate)
@@ -179,12 +191,15 @@ def _forward(round: Round) -> Round:
         chosen = high
     else:
         chosen = present
-    return _move(round, chosen, _mirrored(round, wanted))
+    weights = round.status.weights
+    mirror = _beside(round, mirror_goal(round), weights.mirror, wanted)
+    matched = _beside(round, matched_goal(round), weights.matched, wanted)
+    return _move(round, Weights(stable=100 - chosen, candidate=chosen, mirror=mirror, matched=matched))
 
 
-def _mirrored(round: Round, wanted: int) -> int:
-    """S1 and S2 for copies of requests: gone at once with the pods that answer them, back once those are ready for long."""
-    share, present = mirror_goal(round), round.status.weights.mirror
+def _beside(round: Round, share: int, present: int, wanted: int) -> int:
+    """S1 and S2 for copies of requests and for chosen ones: gone at once with the pods that answer them, back once those are
+    ready for long."""
     low = _carried(share, round.view(round.status.candidate).ready, wanted)
     high = _carried(share, round.settled(round.status.candidate), wanted)
     if present > low:
@@ -205,14 +220,20 @@ def _others_answer(round: Round) -> bool:
     return any(round.seen.of(gone.revision).pods for gone in round.status.retiring)
 
 
-def _move(round: Round, weight: int, mirror: int) -> Round:
+def _move(round: Round, weights: Weights) -> Round:
     present = round.status.weights
-    moved = round.put(weights=Weights(stable=100 - weight, candidate=weight, mirror=mirror))
-    if weight <= present.candidate and mirror <= present.mirror:
+    moved = round.put(weights=weights)
+    pairs = (
+        (weights.candidate, present.candidate),
+        (weights.mirror, present.mirror),
+        (weights.matched, present.matched),
+    )
+    if all(new <= old for new, old in pairs):
         return moved
     moved = moved.put_step(baseline_ready=min(round.capacity, round.view(round.status.stable).ready))
     if moved.state is not None:
-        load = min(100, weight + mirror)
+        # How many requests match is not known: the least there can be, so that every share after it is a raise.
+        load = min(100, weights.candidate + weights.mirror) or min(1, weights.matched)
         moved = replace(moved, state=raise_weight(moved.state, load, round.now))
     return moved
 

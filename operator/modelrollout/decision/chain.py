@@ -15,7 +15,7 @@ from ..api.status import Outcome, Phase
 from ..evidence.assessment import may_advance
 from ..evidence.verdict import MetricAssessment
 from .capacity import at_goal, full_size, full_weight, needed
-from .explain import evidence_summary, harm_summary, pods_summary, span
+from .explain import evidence_summary, harm_summary, pods_summary, reward_text, span
 from .round import Round
 from .transitions import (
     advance,
@@ -193,6 +193,8 @@ def deadline_passed(round: Round) -> Round | None:
         return None
     if blind(round):
         return None
+    if round.plan_step.timed and round.step.ends_at is not None:
+        return None  # its own end is due, and says what becomes of it
     wanted = round.spec.analysis.on_inconclusive
     why = f"neither harm nor harmlessness was proven within {span(round.spec.analysis.deadline)}: {evidence_summary(round)}"
     round = round.say(EventReason.INCONCLUSIVE, why)
@@ -310,12 +312,12 @@ def unfinished(round: Round) -> Round | None:
         return round.wait(
             Reason.AWAITING_ROUTE, "the step starts once its weight is routed", active_runs=True
         )
-    over = step.ends_at if step.ends_at is not None else round.now + (step.left or 0.0)
-    if round.now < over:
+    timed, over = round.plan_step.timed, _step_over(round)
+    if not over and not (timed and superior(round)):
         return round.wait(Reason.AWAITING_DURATION, evidence_summary(round), step_runs=True, active_runs=True)
     wanted = round.plan_step.min_requests
     seen = counted_requests(round) - step.requests_at_start
-    if seen < wanted:
+    if seen < wanted and not (timed and over):
         return round.wait(
             Reason.AWAITING_REQUESTS,
             f"{seen:.0f} of {wanted} requests answered by the candidate",
@@ -323,6 +325,13 @@ def unfinished(round: Round) -> Round | None:
             active_runs=True,
         )
     return None
+
+
+def _step_over(round: Round) -> bool:
+    """Whether the step has lasted for its duration."""
+    step = round.step
+    end = step.ends_at if step.ends_at is not None else round.now + (step.left or 0.0)
+    return round.now >= end
 
 
 def unapproved(round: Round) -> Round | None:
@@ -395,18 +404,24 @@ def _gating(round: Round) -> list[MetricAssessment]:
 def judging(round: Round) -> list[MetricAssessment]:
     """The gating metrics that can say something in this step: no label ever arrives for a copy of a request, so scores
     don't where there are only copies."""
-    only_copies = round.plan_step.weight == 0
+    only_copies = round.plan_step.weight == 0 and not round.plan_step.matches
     return [metric for metric in _gating(round) if not (only_copies and metric.kind == "score")]
 
 
+def superior(round: Round) -> bool:
+    """Whether the candidate is proven better now in the reward that the step names, by enough settled polls of it."""
+    found = [m for m in judging(round) if m.name == round.plan_step.reward]
+    return any(m.superior and m.has_data and m.settled_polls >= SETTLED_POLLS for m in found)
+
+
 def proven(round: Round) -> bool:
-    """Whether the candidate is proven harmless now, by enough settled polls of the present step."""
+    """Whether the candidate is proven harmless now, by enough settled polls of the present step; what is better is."""
     found = judging(round)
     if round.spec.analysis.mode == "Off" or not found:
         return False
     fresh = all(metric.has_data for metric in found)
     polls = min(metric.settled_polls for metric in found)
-    return fresh and all(metric.harmless for metric in found) and polls >= SETTLED_POLLS
+    return fresh and all(metric.harmless or metric.superior for metric in found) and polls >= SETTLED_POLLS
 
 
 def _all_proven(round: Round) -> bool:
@@ -424,6 +439,8 @@ def finished(round: Round) -> Round | None:
         )
     if analysis.mode == "Off":
         return end(going, unproven=True, why="analysis.mode is Off", reason=Reason.NOT_PROVEN)
+    if round.plan_step.timed:
+        return _contest_ends(going)
     if _all_proven(round):
         return end(going, unproven=False, why=evidence_summary(round))
     if not round.plan_step.load and not _unlooked(round):
@@ -437,6 +454,24 @@ def finished(round: Round) -> Round | None:
     if round.status.unproven and not _unlooked(round):
         return end(going, unproven=True, why="the deadline passed without proof", reason=Reason.INCONCLUSIVE)
     return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), step_runs=True, active_runs=True)
+
+
+def _contest_ends(round: Round) -> Round:
+    """A winner takes over; without one by the end of the time, the plan says what becomes of the candidate."""
+    harmless, chosen, unlooked = proven(round), not round.judged_at_random, _unlooked(round)
+    if superior(round) and harmless:
+        return promote(round, unproven=False, why=_won(round), reason=Reason.PROVEN_SUPERIOR)
+    if unlooked or not _step_over(round):
+        return round.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), step_runs=True, active_runs=True)
+    why = evidence_summary(round)
+    if round.plan_step.stop or not (harmless or round.status.unproven or chosen or not judging(round)):
+        return stop(round, unproven=not harmless, why=why, reason=Reason.NOT_SUPERIOR)
+    reason = Reason.PROVEN_HARMLESS if harmless else Reason.NOT_PROVEN
+    return promote(round, unproven=not harmless, why=why, reason=reason)
+
+
+def _won(round: Round) -> str:
+    return "; ".join(reward_text(m) for m in judging(round) if m.name == round.plan_step.reward)
 
 
 # 16: the end of a phase

@@ -310,6 +310,7 @@ def _weight_event(round: Round) -> Round:
     why = f": {round.waiting}" if round.waiting else ""
     moved = [f"candidate {old.candidate} % → {new.candidate} %"] if old.candidate != new.candidate else []
     moved += [f"copies {old.mirror} % → {new.mirror} %"] if old.mirror != new.mirror else []
+    moved += [f"requests that match {old.matched} % → {new.matched} %"] if old.matched != new.matched else []
     return round.say(EventReason.WEIGHT_CHANGED, f"{', '.join(moved)}{why}")
 
 

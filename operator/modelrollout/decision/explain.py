@@ -44,16 +44,21 @@ def evidence_summary(round: Round) -> str:
     assessment = round.judged.assessment
     if round.spec.analysis.mode == "Off":
         return "nothing is compared (analysis.mode is Off)"
+    if assessment is not None and assessment.metrics and not round.judged_at_random:
+        shown = " · ".join(ratio_text(metric) for metric in assessment.metrics)
+        return f"only guardrails decide, as users were chosen; {shown}"
     if assessment is None or not any(m.gating for m in assessment.metrics):
         return "no data yet" if round.spec.analysis.metrics else "nothing is compared"
     return " · ".join(_metric_text(round, metric) for metric in assessment.metrics if metric.gating)
 
 
 def traffic_summary(round: Round) -> str:
-    """What the candidate gets now: 10 %, or 0 % and copies of 20 %."""
+    """What the candidate gets now: 10 %, or 0 % and copies of 20 %, or 0 % and requests that match."""
     weights = round.status.weights
     copies = f" and copies of {weights.mirror} %" if weights.mirror else ""
-    return f"{weights.candidate} %{copies}"
+    part = f"{weights.matched} % of the " if weights.matched < 100 else ""
+    chosen = f" and {part}requests that match" if weights.matched else ""
+    return f"{weights.candidate} %{copies}{chosen}"
 
 
 def _metric_text(round: Round, metric: MetricAssessment) -> str:
@@ -61,6 +66,8 @@ def _metric_text(round: Round, metric: MetricAssessment) -> str:
         return f"{metric.name}: not judged on copies, no labels arrive for them"
     if not metric.has_data and metric.candidate_requests == 0:
         return f"{metric.name}: no data yet"
+    if metric.reward:
+        return reward_text(metric)
     text = ratio_text(metric)
     if metric.harmless:
         return f"{text} harmless"
@@ -73,6 +80,20 @@ def _metric_text(round: Round, metric: MetricAssessment) -> str:
     if round.judged.rate and share:
         more += f" (~{span(metric.remaining / (round.judged.rate * share / 100))})"
     return f"{text}, {more} to prove harmless"
+
+
+def reward_text(metric: MetricAssessment) -> str:
+    """`clicks 12.1 % good, baseline 10.3 %, 0.98x bad [0.97, 0.99], better`: both shares, and whether that is proven."""
+    sides = (
+        (metric.candidate_bad, metric.candidate_requests),
+        (metric.baseline_bad, metric.baseline_requests),
+    )
+    if not all(requests for _, requests in sides):
+        return f"{metric.name}: no data yet"
+    candidate, baseline = (f"{100 * (1 - bad / requests):.3g} %" for bad, requests in sides)
+    _, _, ratio = ratio_text(metric).partition(" ")
+    word = "better" if metric.superior else "not proven better"
+    return f"{metric.name} {candidate} good, baseline {baseline}, bad {ratio}, {word}"
 
 
 def harm_summary(assessment: Assessment) -> str:

@@ -23,13 +23,15 @@ def follow_plan(round: Round) -> Round:
         return round
     if present.id in ids:
         return _stay(round, new, ids.index(present.id))
-    below = [step for step in new if step.weight <= present.weight]
+    # Whom matches choose, no weight says: such a step is entered in its turn.
+    chosen_before = [[], present.matches]
+    below = [s for s in new if s.weight <= present.weight and s.matches in chosen_before]
     if not below:
         # The present step stays to its end; then the first of the new ones is entered.
         return _stay(round, [present, *new], 0)
     chosen = max(below, key=lambda step: step.weight)
     index = new.index(chosen)
-    if (chosen.weight, chosen.mirror) == (present.weight, present.mirror):
+    if (chosen.weight, chosen.mirror, chosen.matches) == (present.weight, present.mirror, present.matches):
         return _same_weight(round, new, index, present)
     if round.state is not None:
         round = replace(round, state=new_step(round.state))

@@ -128,6 +128,8 @@ def _judged(round: Round) -> str:
     status = round.status
     last, revision = status.history[0], status.rejected.revision if status.rejected else ""
     proof = "not proven" if last.unproven else "proven harmless"
+    if last.reason == Reason.NOT_SUPERIOR:
+        proof = f"no winner, {proof}"
     return (
         f"{last.model or revision} was judged and not taken over ({proof}: {last.message}); to release it write another "
         f"strategy and ask for modelrollout.dev/retry={revision}"

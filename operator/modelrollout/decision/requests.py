@@ -69,8 +69,6 @@ def _mismatch(round: Round, request: Request) -> str:
 
 
 def _can_not_undo(round: Round, key: str, revision: str) -> str:
-    if round.spec.workload.services is not None:
-        return f"{key}: name the Service in spec.workload.services.candidate instead, whose pods are yours"
     if revision == round.wish.revision:
         return f"{key}: revision {revision} is what is asked for already"
     if round.status.rejected is not None and revision == round.status.rejected.revision:
@@ -79,6 +77,8 @@ def _can_not_undo(round: Round, key: str, revision: str) -> str:
         return (
             f"{key}: there is no record of revision {revision} (revisionHistoryLimit says how many are kept)"
         )
+    if revision != round.wish.written and (why := round.seen.lost.get(revision)):
+        return f"{key}: revision {revision} can't come back: {why}"
     return ""
 
 

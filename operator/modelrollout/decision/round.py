@@ -96,7 +96,12 @@ class Round:
     def exchanging(self) -> bool:
         """Whether pods are exchanged one for one now: not for a candidate that needs room beside the whole baseline."""
         step = self.plan_step if self.status.step is not None else None
-        return self.lean and (step is None or not (step.mirror or step.size))
+        return self.lean and (step is None or not (step.mirror or step.size or step.matches))
+
+    @property
+    def judged_at_random(self) -> bool:
+        """Whether both sides get a random sample of the requests now: users who were chosen may differ from others."""
+        return self.status.step is None or self.plan_step.randomized
 
     @property
     def pod_ratio(self) -> bool:

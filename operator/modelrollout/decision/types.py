@@ -57,6 +57,9 @@ class Observation:
     revisions: Mapping[str, RevisionView] = field(default_factory=dict)
     route: RouteView = RouteView()
     stored: frozenset[str] = frozenset()  # revisions of which a record is kept
+    lost: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of those, why one that is asked for can't come back
     pinned: str | None = None  # the revision that Service `service.name` selects, if it is ours
 
     def of(self, revision: str | None) -> RevisionView:

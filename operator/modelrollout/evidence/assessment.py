@@ -2,7 +2,8 @@
 
 Harm needs Σ stake_j · e_j ≥ 1 / alpha over the gating metrics (Ville), and, with two or more groups of pods, e ≥ 10 without
 each one of them: a single rogue node must not reject a model. Harmless needs every gating metric's e ≥ 1 / beta; a model that is
-beyond the margin in one metric fails that one, so no correction is due.
+beyond the margin in one metric fails that one, so no correction is due. Superior needs the reward's e ≥ 1 / beta: there is one
+reward, and its test begins once an attempt, so P(a candidate that is no better is ever called superior) ≤ beta.
 """
 
 from collections.abc import Sequence
@@ -111,6 +112,10 @@ def _harmless(plan: Plan, metric: MetricState) -> bool:
     return bool(metric.polls) and log_mean_exp(metric.harmless) >= -log(plan.false_promotion)
 
 
+def _superior(plan: Plan, metric: MetricState) -> bool:
+    return bool(metric.superior) and log_mean_exp(metric.superior) >= -log(plan.false_promotion)
+
+
 def _worse(plan: Plan, metric: MetricState, worth: float | None, main: bool) -> bool:
     """A metric is named worse if it proves harm alone, or is the main reason that all together do."""
     alone = harm_value(metric.harm, metric.polls) if worth is None else worth
@@ -135,7 +140,7 @@ def _assess_metric(
     worse: bool,
     outlier: bool,
 ) -> MetricAssessment:
-    harmless = _harmless(plan, metric)
+    harmless, superior = _harmless(plan, metric), _superior(plan, metric)
     share = _baseline_rate(metric)
     interval = confidence_interval(metric.profile)
     remaining = 0.0 if harmless else _remaining(plan, test, metric, share, weight)
@@ -147,7 +152,9 @@ def _assess_metric(
         name=test.name,
         kind=test.kind,
         gating=test.gating,
-        verdict=_overall(worse, outlier=outlier, harmless=harmless, silent=not metric.polls),
+        verdict=Verdict.SUPERIOR
+        if superior and not worse
+        else _overall(worse, outlier=outlier, harmless=harmless, silent=not metric.polls),
         log_harm=log(harm_value(metric.harm, metric.polls)),
         log_harmless=log_mean_exp(metric.harmless),
         ratio=interval.ratio,
@@ -164,6 +171,9 @@ def _assess_metric(
         bound=bound,
         absolute=test.accept.absolute,
         remaining_seconds=remaining / speed if remaining is not None and speed else None,
+        reward=bool(metric.superior),
+        superior=superior,
+        log_superior=log_mean_exp(metric.superior) if metric.superior else 0.0,
     )
 
 

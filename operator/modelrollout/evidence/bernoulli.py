@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import log
 from typing import NamedTuple
 
-from modelrollout.evidence.grid import CAP, HARM_BETS, HARMLESS_BETS
+from modelrollout.evidence.grid import CAP, HARM_BETS, HARMLESS_BETS, REWARD_BETS
 from modelrollout.evidence.plan import Margin
 
 
@@ -44,6 +44,17 @@ def harmless_stakes(guess: Guess, margin: Margin) -> list[float]:
     ceiling = 0.9 * min(1 / (1 - t_c), 1 / (r * t_s) if t_s > 0 else 1e300)
     unit = ((margin.ratio - 1) * t_s + margin.absolute) / _variance(guess)
     return [-min(bet * unit, ceiling) for bet in HARMLESS_BETS]
+
+
+def reward_stakes(guess: Guess) -> list[float]:
+    """λ_c (negative) of the seven bets on a candidate that is better, where the margin leaves no room (R = 1, d = 0).
+
+    A reward can be rare (conversions) or the rule (correct answers), so its unit is the smaller share of the two.
+    """
+    t_c, t_s, r, _ = guess
+    ceiling = 0.9 * min(1 / (1 - t_c), 1 / (r * t_s))
+    unit = max(min(t_s, 1 - t_s), 0.005) / _variance(guess)
+    return [-min(bet * unit, ceiling) for bet in REWARD_BETS]
 
 
 def _variance(guess: Guess) -> float:

@@ -12,7 +12,14 @@ from typing import Any
 
 from modelrollout.evidence.assessment import assess, may_advance
 from modelrollout.evidence.capital import capital, share_out, weights
-from modelrollout.evidence.metric import Counts, MetricState, advance, begin_metric, fresh_harmless
+from modelrollout.evidence.metric import (
+    Counts,
+    MetricState,
+    advance,
+    begin_metric,
+    fresh_harmless,
+    fresh_superior,
+)
 from modelrollout.evidence.mixture import harmless_ceiling
 from modelrollout.evidence.plan import MetricTest, Plan, fingerprint
 from modelrollout.evidence.poll import Arm, MetricPoll, Poll
@@ -50,9 +57,12 @@ def begin(
         if state is None:
             metrics[test.name] = _start(plan, test, old.get(test.name), stake, phi, cuts)
         elif plan.false_promotion == previous.false_promotion:
-            metrics[test.name] = replace(state, stake=stake)
+            superior = (state.superior or fresh_superior(test)) if test.reward else ()
+            metrics[test.name] = replace(state, stake=stake, superior=superior)
         else:
-            metrics[test.name] = replace(state, stake=stake, harmless=fresh_harmless(test))
+            metrics[test.name] = replace(
+                state, stake=stake, harmless=fresh_harmless(test), superior=fresh_superior(test)
+            )
     return replace(previous, false_promotion=plan.false_promotion, reserve=reserve, metrics=metrics)
 
 

@@ -27,6 +27,8 @@ HARMLESS_LIFTS = tuple(1 / (1 + v) for v in geomspace(0.2, 20, 6))
 # The exact form's bets, in units of the baseline's rate (harm) and of the margin's width (harmless).
 HARM_BETS = geomspace(0.05, 4, 8)
 HARMLESS_BETS = (0.5, 1.0, 1.5, 2.5)
+# How much better a reward may be, in units of the smaller of its bad and its good share: from a hundredth to most of it.
+REWARD_BETS = geomspace(0.01, 0.64, 7)
 
 # Pods are scraped at different offsets, so in an outage that hits both sides one side's poll leads. Without this cap
 # per poll, one minute of 50 % errors on both sides rolled back 16–65 % of good models at 100–1000 requests/s.

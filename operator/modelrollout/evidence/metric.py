@@ -5,17 +5,31 @@ from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
 
-from modelrollout.evidence.bernoulli import bernoulli_increments, guess_rates, harm_stakes, harmless_stakes
+from modelrollout.evidence.bernoulli import (
+    bernoulli_increments,
+    guess_rates,
+    harm_stakes,
+    harmless_stakes,
+    reward_stakes,
+)
 from modelrollout.evidence.bound import START as BOUND_START
 from modelrollout.evidence.bound import grow_bound
-from modelrollout.evidence.grid import CAP, HARM_BETS, HARM_LIFTS, HARMLESS_BETS, HARMLESS_LIFTS
+from modelrollout.evidence.grid import (
+    CAP,
+    HARM_BETS,
+    HARM_LIFTS,
+    HARMLESS_BETS,
+    HARMLESS_LIFTS,
+    REWARD_BETS,
+)
 from modelrollout.evidence.interval import EMPTY_PROFILE, grow_profile
 from modelrollout.evidence.mixture import grow, mixture_value, spend, unspent
 from modelrollout.evidence.paired import paired_increments
-from modelrollout.evidence.plan import MetricTest
+from modelrollout.evidence.plan import Margin, MetricTest
 
 _HARM_LOG_LIFTS = tuple(log(v) for v in HARM_LIFTS)
 _HARMLESS_LOG_LIFTS = tuple(log(v) for v in HARMLESS_LIFTS)
+_NO_MARGIN = Margin(1.0, 0.0)
 Mixture = tuple[float, ...]
 
 
@@ -41,6 +55,7 @@ class MetricState:
     candidate_bad: tuple[float, ...]
     settled: int  # settled polls of the present step
     fresh: bool  # the newest poll had data
+    superior: tuple[float, ...] = ()  # ln e_k of "the candidate is better"; empty for all but the reward
 
 
 class Counts(NamedTuple):
@@ -84,7 +99,13 @@ def begin_metric(
         candidate_bad=(0.0,) * width,
         settled=0,
         fresh=False,
+        superior=fresh_superior(test),
     )
+
+
+def fresh_superior(test: MetricTest) -> tuple[float, ...]:
+    """ln e_k = 0 for each bet on a better candidate; none where that is not asked."""
+    return (0.0,) * len(REWARD_BETS) if test.reward and test.kind != "latency" else ()
 
 
 def fresh_harmless(test: MetricTest) -> tuple[float, ...]:
@@ -117,10 +138,12 @@ def advance(
     """
     n_c, x_c, n_s, x_s, _ = counts
     slo, fresh = state.slo, unspent(state.polls) - unspent(state.polls + 1)
-    harmless, bound = state.harmless, state.bound
+    harmless, bound, superior = state.harmless, state.bound, state.superior
     if settled:
         harmless = grow(harmless, _harmless_increments(test, state, counts, cap), ceiling)
         bound = _grow_bound(test, state, counts)
+        # Bad events that arrive late make a candidate look better than it is, as with harmless.
+        superior = grow(superior, _superior_increments(state, counts, cap), ceiling) if superior else ()
     return MetricState(
         fingerprint=state.fingerprint,
         gating=state.gating,
@@ -140,6 +163,7 @@ def advance(
         candidate_bad=tuple([a + b for a, b in zip(state.candidate_bad, x_c, strict=True)]),
         settled=state.settled + (settled and counted),
         fresh=True,
+        superior=superior,
     )
 
 
@@ -206,6 +230,16 @@ def _harm_increments(
     guess = guess_rates(state.baseline_bad[cut], state.baseline_requests, n_c, n_s, test.harm)
     return bernoulli_increments(
         *(n_c, x_c, n_s, x_s), guess=guess, stakes=harm_stakes(guess), phi=state.phi, cap=cap
+    )
+
+
+def _superior_increments(state: MetricState, counts: Counts, cap: float) -> list[float]:
+    """The harm test with the two sides exchanged and no margin, in the exact form for ratios as well: its bets can be fine
+    enough for a reward that is only a few percent better."""
+    n_c, x_c, n_s, x_s = counts.n_c, counts.x_c[0], counts.n_s, counts.x_s[0]
+    guess = guess_rates(state.baseline_bad[0], state.baseline_requests, n_c, n_s, _NO_MARGIN)
+    return bernoulli_increments(
+        *(n_c, x_c, n_s, x_s), guess=guess, stakes=reward_stakes(guess), phi=state.phi, cap=cap
     )
 
 

@@ -28,6 +28,7 @@ class MetricTest:
     gating: bool
     selectors: str  # opaque text, only for the fingerprint
     slo: float | None = None  # latency: the bound that harmless is proven at; None = the middle cut
+    reward: bool = False  # ratio and score: whether it is asked, too, if the candidate is better
 
 
 @dataclass(frozen=True, slots=True)

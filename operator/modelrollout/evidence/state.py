@@ -102,7 +102,7 @@ def _dump_metric(metric: MetricState) -> dict[str, Any]:
         "candidateBad": list(metric.candidate_bad),
         "settled": metric.settled,
         "fresh": metric.fresh,
-    }
+    } | ({"superior": _round(metric.superior)} if metric.superior else {})
 
 
 def _load_metric(data: Mapping[str, Any]) -> MetricState:
@@ -125,4 +125,5 @@ def _load_metric(data: Mapping[str, Any]) -> MetricState:
         candidate_bad=_floats(data["candidateBad"]),
         settled=data["settled"],
         fresh=data["fresh"],
+        superior=_floats(data.get("superior", [])),
     )

@@ -9,6 +9,7 @@ from modelrollout.evidence.plan import Kind
 class Verdict(StrEnum):
     """Values of `status.verdict` and of each metric's verdict."""
 
+    SUPERIOR = "Superior"  # of a reward only
     HARMLESS = "Harmless"
     WORSE_WITHIN_MARGIN = "WorseWithinMargin"
     HARMFUL = "Harmful"
@@ -41,6 +42,9 @@ class MetricAssessment:
     bound: float | None  # B: (p_c + d) / (p_s + d) is at most this; None for scores
     absolute: float  # d of the accept margin
     remaining_seconds: float | None = None  # the same as `remaining`, at the present rate and weight
+    reward: bool = False  # whether it is asked if the candidate is better …
+    superior: bool = False  # … and that is proven now
+    log_superior: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,13 @@ def preview(spec: Spec, steps: Sequence[PlanStep], test: Plan, past: Past) -> Fo
 
 
 def _step(step: PlanStep, test: Plan, past: Past, *, last: bool) -> StepForecast:
+    if step.matches:
+        return StepForecast(weight=step.weight)  # how many requests match is not known
     speed = past.rate * step.load / 100
     length = step.duration
-    if step.min_requests:
+    if step.min_requests and not step.timed:
         length = max(length, step.min_requests / speed) if speed else float("inf")
-    if (last or step.proof) and step.load:
+    if (last or step.proof) and step.load and not step.timed:
         length = max(length, _proof(step, test, past, speed))
     if length == float("inf"):
         return StepForecast(weight=step.weight)

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable
 from math import ceil
 
-from ..api.spec import BlueGreen, Canary, Rolling, Shadow, Spec
+from ..api.spec import AbTest, BlueGreen, Canary, Rolling, Shadow, Spec
 from ..api.status import PlanStep
 
 # Weights of planned steps. Roughly doubling keeps the bound on the candidate's harm ahead of what a step can expose.
 LADDER = (1, 2, 5, 10, 20, 35, 50, 65, 80, 95)
 
 MOST_BATCHES = 32
+EVEN = 50  # percent: the split of an A/B test that needs the fewest requests
 
 
 def compile_steps(spec: Spec, *, attempt: int, capacity: int) -> tuple[PlanStep, ...]:
@@ -29,6 +30,8 @@ def compile_steps(spec: Spec, *, attempt: int, capacity: int) -> tuple[PlanStep,
         bare = [_standing_by(strategy.blue_green)]
     elif strategy.shadow is not None:
         bare = _shadow(spec, strategy.shadow, capacity)
+    elif strategy.ab_test is not None:
+        bare = [_contest(strategy.ab_test)]
     else:
         bare = _canary(spec, strategy.canary or Canary(), capacity)
     return _with_ids(bare, attempt)
@@ -43,13 +46,20 @@ def _canary(spec: Spec, canary: Canary, capacity: int) -> list[PlanStep]:
             name=step.name,
             weight=step.weight,
             mirror=step.mirror,
-            size=step.size,
+            matches=list(step.matches or ()),
+            randomized=step.matches is None,
+            size=_size(step.size, chosen=step.matches is not None),
             duration=step.duration,
             min_requests=step.min_requests,
             approval=step.approval,
         )
         for step in canary.steps
     ]
+
+
+def _size(written: int, *, chosen: bool) -> int:
+    """Nobody knows beforehand how many requests match, so without a word the candidate could answer all of them."""
+    return written or (100 if chosen else 0)
 
 
 def _batches(spec: Spec, rolling: Rolling, capacity: int) -> list[PlanStep]:
@@ -88,6 +98,24 @@ def _standing_by(blue_green: BlueGreen) -> PlanStep:
         min_requests=blue_green.min_requests,
         approval=blue_green.approval,
         preview=True,
+    )
+
+
+def _contest(test: AbTest) -> PlanStep:
+    """The one step that a better reward ends, or its duration."""
+    chosen = test.matches is not None
+    return PlanStep(
+        id="",
+        weight=0 if chosen else (test.weight or EVEN),
+        matches=list(test.matches or ()),
+        randomized=test.randomized or not chosen,
+        stickiness=test.stickiness,
+        size=_size(test.size, chosen=chosen),
+        duration=test.duration,
+        min_requests=test.min_requests,
+        timed=True,
+        reward=test.reward,
+        stop=test.otherwise == "Stop",
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ..api.spec import Spec
 from ..api.status import Status
 from ..cluster.actions import Action
-from ..cluster.kinds import Kind
+from ..cluster.kinds import Kind, Object
 from ..workloads import Children, Problem
 
 
@@ -56,6 +56,14 @@ class Router(Protocol):
     def can_mirror(self) -> bool:
         """Whether it can send copies of requests to the candidate, whose answers nobody sees."""
 
+    @property
+    def can_match(self) -> bool:
+        """Whether it can send requests to the candidate by what they are: header, cookie or query."""
+
+    @property
+    def can_stick(self) -> bool:
+        """Whether it can keep a user on one version while requests are split by weight."""
+
     def reference(self, spec: Spec) -> tuple[Kind, str] | None:
         """The route of the user's that the spec names, if the router works in such a one."""
 
@@ -64,6 +72,9 @@ class Router(Protocol):
 
     def validate(self, spec: Spec) -> list[Problem]:
         """What of this spec the router can't do."""
+
+    def probe(self, rollout: Mapping[str, Any], spec: Spec) -> Object | None:
+        """An object for a dry run, if the spec asks for what not every cluster serves; `unserved` says so."""
 
     def split(self, weight: int, capacity: int) -> Split:
         """What a weight (percent) of the candidate comes to when `capacity` pods carry all traffic."""

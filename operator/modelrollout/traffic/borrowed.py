@@ -5,6 +5,9 @@ rollouts. While two have some, each reference to that Service is replaced, where
 its filters and headers. What the user wrote is remembered in an annotation of the route itself, which is written and
 removed by the same patch: a crash loses nothing, and a tool that puts its own content back is told by it.
 
+Where each version is behind a Service (or pool) of the user's, no Service follows the stable revision: the references to
+any of those are ours. What the user wrote comes back when it names what is stable; until then one reference to that stands.
+
 Weights are whole numbers. A reference with weight W beside others becomes parts that add up to W × 100, and the others'
 weights are multiplied by 100, so each keeps its share exactly; alone in its rule, its parts are percent.
 """
@@ -26,8 +29,9 @@ from ..cluster.kinds import REVISION_LABEL, STEERED_BY_ANNOTATION, Kind, Object
 from ..cluster.managed_fields import fields_of
 from ..cluster.port import FIELD_MANAGER
 from ..workloads import Children, Ownership, Problem, last_writer, ownership, record_of
+from ..workloads.backends import Backend
 from ..workloads.children import child_name, deleting, name_in, steered_by
-from ..workloads.observation import answering, ready_pods
+from ..workloads.observation import answering, ready_behind
 from ..workloads.revisions import pin_of, weights_by_revision
 from .base import RouteReading, Split
 
@@ -65,56 +69,78 @@ class Shape(Protocol):
     def picks(self, spec: Spec, rule: Mapping[str, Any]) -> bool:
         """Whether the spec means this rule."""
 
-    def service_of(self, backend: Mapping[str, Any], namespace: str) -> str | None:
-        """The Service of this namespace that a backend names; None if it names something else."""
+    @property
+    def targets(self) -> tuple[Kind, ...]:
+        """Kinds of backends that it can name."""
 
-    def port_of(self, backend: Mapping[str, Any]) -> int | None:
-        """Number of the port that a backend names."""
+    @property
+    def needs_port(self) -> bool:
+        """Whether a Service must be named with its port."""
+
+    def backend_of(self, ref: Mapping[str, Any], namespace: str) -> Backend | None:
+        """The backend of this namespace that a reference names; None if it names something else."""
+
+    def port_of(self, ref: Mapping[str, Any]) -> int | None:
+        """Number of the port that a reference names."""
 
     def weights(self, backends: Sequence[Mapping[str, Any]]) -> list[int]:
         """Weights of the backends of one rule."""
 
-    def redirect(self, backend: Mapping[str, Any], service: str, port: int | None, weight: int) -> Object:
-        """The same backend with another Service and weight."""
+    def redirect(self, ref: Mapping[str, Any], backend: Backend, port: int | None, weight: int) -> Object:
+        """The same reference with another backend and weight."""
 
-    def unfit(self, backend: Mapping[str, Any]) -> str | None:
-        """Why a backend can't be replaced, with the mend."""
+    def unfit(self, ref: Mapping[str, Any]) -> str | None:
+        """Why a reference can't be replaced, with the mend."""
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[str, int]]:
-        """Services of this namespace that copies of requests go to, with the percent."""
+    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
+        """Backends of this namespace that copies of requests go to, with the percent."""
 
-    def mirror(self, values: Object, service: str, port: int | None, percent: int) -> Object | None:
+    def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
         """Owned fields with a mirror; None if the user's own stands in its place."""
 
-    def unmirror(self, values: Object, services: frozenset[str]) -> Object:
-        """Owned fields without the mirrors to these Services."""
+    def unmirror(self, values: Object, backends: frozenset[Backend]) -> Object:
+        """Owned fields without the mirrors to these backends."""
 
     def refusal(self, live: Mapping[str, Any]) -> str | None:
         """Why what stands there is not carried out (yet)."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Backend:
-    """A revision's Service. `ports`: number of its port by the number that callers use."""
+class _Scope:
+    """Whose references are whose in a route. `replaced`: those of the user's that are ours to replace."""
 
-    service: str
+    replaced: frozenset[Backend]
+    # Whether each version is behind one of the user's: what is replaced and what replaces it are then of one sort.
+    own: bool = False
+    serving: Backend | None = None  # then, what is in front of the stable version
+    began: bool = False  # whether a version was ever stable
+
+    def __str__(self) -> str:
+        return str(self.serving) if self.serving else " or ".join(map(str, sorted(self.replaced)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What stands for a revision. `ports`: number of its port by the number that callers use; `port` is the routed one."""
+
+    backend: Backend
     weight: int
     ports: Mapping[int, int]
+    port: int | None = None
 
-    def port(self, callers: int | None) -> int | None:
-        return None if callers is None else self.ports.get(callers, callers)
+    def port_for(self, callers: int | None, *, needed: bool) -> int | None:
+        if callers is None:
+            return self.port if needed else None
+        return self.ports.get(callers, callers)
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What is to stand in place of each original reference; no backends: the reference itself."""
+    """What is to stand in place of each original reference; no targets: the reference itself."""
 
-    backends: tuple[_Backend, ...] = ()
-    mirror: _Backend | None = None
-
-    @property
-    def original(self) -> bool:
-        return not self.backends and self.mirror is None
+    targets: tuple[_Target, ...] = ()
+    mirror: _Target | None = None
+    serving: _Target | None = None  # the stable revision, where nothing else says who is to serve in the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +158,8 @@ class BorrowedRouter:
     """Steers a route that the user keeps."""
 
     can_mirror = True
+    can_match = False
+    can_stick = False
 
     def __init__(self, name: str, shape: Shape) -> None:
         self.name = name
@@ -142,6 +170,10 @@ class BorrowedRouter:
     def validate(self, spec: Spec) -> list[Problem]:
         """Every step is possible; the route is looked at by `problems`."""
         return []
+
+    def probe(self, rollout: Mapping[str, Any], spec: Spec) -> Object | None:
+        """None: nothing is asked for that may not be served."""
+        return None
 
     def split(self, weight: int, capacity: int) -> Split:
         """Requests are split by the router, whatever the pods."""
@@ -155,15 +187,20 @@ class BorrowedRouter:
     def problems(self, rollout: Mapping[str, Any], spec: Spec, children: Children) -> list[Problem]:
         """The route must exist, be the user's, and name the Service for callers by one of its ports."""
         live = self._live(spec, children)
-        problem = self._missing(rollout, spec, live)
+        problem = self._missing(rollout, spec, children, live)
         if problem is None and live is not None:
-            view = _View(self._shape, rollout, live, _root(rollout, spec))
+            view = self._view(rollout, spec, children, live)
             problem = next(self._unfit(view, spec), None)
         return [problem] if problem else []
 
-    def _missing(self, rollout: Mapping[str, Any], spec: Spec, live: Object | None) -> Problem | None:
+    def _view(self, rollout: Mapping[str, Any], spec: Spec, children: Children, live: Object) -> _View:
+        return _View(self._shape, rollout, live, _scope(rollout, spec, children, live))
+
+    def _missing(
+        self, rollout: Mapping[str, Any], spec: Spec, children: Children, live: Object | None
+    ) -> Problem | None:
         kind, name = self._shape.kind.kind, self._shape.reference(spec)
-        namespace, root = rollout["metadata"]["namespace"], _root(rollout, spec)
+        namespace = rollout["metadata"]["namespace"]
         if live is None or deleting(live):
             return Problem(
                 Reason.REFERENCE_NOT_FOUND,
@@ -175,11 +212,13 @@ class BorrowedRouter:
                 Reason.NAME_TAKEN,
                 f"{kind} {name} is the operator's own (from traffic.gatewayAPI): name another route in traffic.{self.name}",
             )
-        if not _View(self._shape, rollout, live, root).parts(spec):
+        view = self._view(rollout, spec, children, live)
+        if not view.parts(spec):
+            mend = "name as workload.services.stable" if view.scope.own else "set service.name to"
             return Problem(
                 Reason.REFERENCE_NOT_FOUND,
-                f"{kind} {name} has no backend that is Service {root}{self._where(spec)}, so there is nothing to split: add "
-                f"one, or set service.name to the Service that it names",
+                f"{kind} {name} has no backend that is {view.scope}{self._where(spec)}, so there is nothing to split: add "
+                f"one, or {mend} the one that it names",
             )
         return None
 
@@ -189,19 +228,20 @@ class BorrowedRouter:
         return f" in its http route {route}" if route else ""
 
     def _unfit(self, view: _View, spec: Spec) -> Iterator[Problem]:
-        shape, root = self._shape, view.root
+        shape = self._shape
         numbers = [port.port for port in spec.service.ports]
         if not any(view.weight(part) for part in view.parts(spec)):
             yield Problem(
                 Reason.NOT_SUPPORTED,
-                f"{shape.kind.kind} {name_in(view.live)} gives Service {root} the weight 0 in each of its rules, so no "
+                f"{shape.kind.kind} {name_in(view.live)} gives {view.scope} the weight 0 in each of its rules, so no "
                 "requests could be compared: give it a weight",
             )
         for part in view.parts(spec):
             backends = part.original[shape.backends] or []
             where = f"{shape.kind.kind} {name_in(view.live)}: spec.{shape.rules}[{part.index}]"
             for backend in backends:
-                if shape.service_of(backend, view.namespace) != root:
+                target = view.reference(backend)
+                if target is None:
                     continue
                 port, unfit = shape.port_of(backend), shape.unfit(backend)
                 if unfit:
@@ -210,7 +250,7 @@ class BorrowedRouter:
                     known = ", ".join(map(str, numbers))
                     yield Problem(
                         Reason.INVALID_SPEC,
-                        f"{where} names port {port} of Service {root}, which service.ports does not have: write one of "
+                        f"{where} names port {port} of {target}, which service.ports does not have: write one of "
                         f"{known} there, or add the port",
                     )
             if len(backends) > 1 and max(shape.weights(backends)) * FACTOR > shape.heaviest:
@@ -230,9 +270,9 @@ class BorrowedRouter:
             return []
         live = self._live(spec, children)
         strays = [obj for obj in self._steered(rollout, children) if obj is not live]
-        actions = self._restorations(rollout, strays)
-        if live is not None and self._missing(rollout, spec, live) is None:
-            view = _View(self._shape, rollout, live, _root(rollout, spec))
+        actions = self._restorations(rollout, children, strays)
+        if live is not None and self._missing(rollout, spec, children, live) is None:
+            view = self._view(rollout, spec, children, live)
             wanted = self._wanted(view, spec, status, children)
             patch = view.patch(wanted, spec) if wanted is not None else None
             actions += [patch] if patch else self._give_back([live])
@@ -240,7 +280,7 @@ class BorrowedRouter:
 
     def retire(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
         """Restore whatever is still steered, then give up what the API server holds us for the owner of."""
-        restored = self._restorations(rollout, self._steered(rollout, children))
+        restored = self._restorations(rollout, children, self._steered(rollout, children))
         routes = [obj for (kind, _), obj in children.borrowed.items() if kind == self._shape.kind.kind]
         return restored or self._give_back(routes)
 
@@ -248,14 +288,19 @@ class BorrowedRouter:
         """The same: the route outlives the ModelRollout."""
         return self.retire(rollout, children)
 
-    def _restorations(self, rollout: Mapping[str, Any], routes: Sequence[Object]) -> list[Action]:
-        """What the user wrote comes back from what each route remembers: the spec may name another one, or be wrong."""
+    def _restorations(
+        self, rollout: Mapping[str, Any], children: Children, routes: Sequence[Object]
+    ) -> list[Action]:
+        """What the user wrote comes back from what each route remembers: the spec may name another one, or be wrong.
+
+        Where that would send requests to another version than the stable one, a reference to that stays instead.
+        """
         views = [
-            _View(self._shape, rollout, obj, str(_annotation(obj).get("service") or name_in(rollout)))
+            _View(self._shape, rollout, obj, _scope(rollout, None, children, obj))
             for obj in routes
             if not deleting(obj)
         ]
-        patches = (view.patch(_Wanted(), None) for view in views)
+        patches = (view.patch(_Wanted(view.serving()), None) for view in views)
         return [patch for patch in patches if patch is not None]
 
     def _give_back(self, routes: Sequence[Object]) -> list[Action]:
@@ -286,24 +331,27 @@ class BorrowedRouter:
         rollout = view.rollout
         if (status.stable or status.candidate) is None:
             return None
-        routed = view.services
+        routed = view.routed(spec)
 
-        def backend(revision: str, weight: int) -> _Backend | None:
-            service = child_name(rollout, revision)
-            if service not in routed and not ready_pods(children.slices_of(service)):
+        def target(revision: str, weight: int) -> _Target | None:
+            backend = children.backend_of(rollout, revision)
+            if backend not in routed and not ready_behind(children, backend):
                 return None
-            return _Backend(service, weight, _ports(rollout, spec, status, children, revision))
+            record = record_of(rollout, spec, children, revision)
+            ports = _ports(rollout, spec, status, children, revision)
+            return _Target(backend, weight, ports, record.port(spec.routed_port.name) if record else None)
 
-        found = [backend(revision, weight) for revision, weight in weights_by_revision(status).items()]
-        backends = tuple(one for one in found if one is not None)
+        found = [target(revision, weight) for revision, weight in weights_by_revision(status).items()]
+        targets = tuple(one for one in found if one is not None)
         mirrored = status.candidate if status.weights.mirror > 0 else None
-        mirror = backend(mirrored.revision, status.weights.mirror) if mirrored else None
+        mirror = target(mirrored.revision, status.weights.mirror) if mirrored else None
         pin = pin_of(spec, status)
-        if pin and {one.service for one in backends} <= {child_name(rollout, pin)}:
-            followed = set(answering(children, view.root)) == {pin}
+        if pin and not view.scope.own and {one.backend.name for one in targets} <= {child_name(rollout, pin)}:
+            followed = set(answering(children, _root(rollout, spec))) == {pin}
             if not view.replaced or followed:
                 return _Wanted((), mirror)
-        return _Wanted(backends, mirror) if backends else None
+        serving = target(pin, 100) if pin and view.scope.own else None
+        return _Wanted(targets, mirror, serving) if targets else None
 
     # What is read
 
@@ -312,16 +360,18 @@ class BorrowedRouter:
     ) -> RouteReading:
         """The weights in the route, and whether those who carry them out have accepted this generation of it."""
         live = self._live(spec, children)
-        missing = self._missing(rollout, spec, live)
+        missing = self._missing(rollout, spec, children, live)
         if live is None or missing is not None:
             return RouteReading(problem=f"{missing.reason}: {missing.message}" if missing else None)
-        view = _View(self._shape, rollout, live, _root(rollout, spec))
+        view = self._view(rollout, spec, children, live)
         wanted = self._wanted(view, spec, status, children)
         patch = view.patch(wanted, spec) if wanted is not None else None
         stands = wanted is not None and patch is None
         problem = view.unmirrorable(wanted, spec) if wanted else None
         problem = problem or self._shape.refusal(live)
-        weights = view.weights(spec, _callers(rollout, spec, status, children))
+        roles = (status.previous, status.candidate, status.stable)
+        revisions = {children.backend_of(rollout, role.revision): role.revision for role in roles if role}
+        weights = view.weights(spec, revisions, _callers(rollout, spec, status, children))
         complete = weights == _percent(weights_by_revision(status))
         mirror = view.mirrored(spec)
         return RouteReading(
@@ -337,25 +387,37 @@ class BorrowedRouter:
 class _View:
     """A route that somebody else keeps, and what of it is ours."""
 
-    def __init__(self, shape: Shape, rollout: Mapping[str, Any], live: Object, root: str) -> None:
-        self.shape, self.rollout, self.live, self.root = shape, rollout, live, root
+    def __init__(self, shape: Shape, rollout: Mapping[str, Any], live: Object, scope: _Scope) -> None:
+        self.shape, self.rollout, self.live, self.scope = shape, rollout, live, scope
         self.namespace = str(rollout["metadata"]["namespace"])
         self._prefix = f"{name_in(rollout)}-"
         self._memory = _memory(live) if steered_by(live) == name_in(rollout) else None
 
-    @property
-    def services(self) -> frozenset[str]:
-        """Our revisions' Services that stand in the route."""
+    def routed(self, spec: Spec | None) -> frozenset[Backend]:
+        """Our revisions' backends that stand in the route; of the user's, those that it sends requests to."""
+        if self.scope.own:
+            rules = [self._rules[part.index] for part in self.parts(spec)]
+            named = [self._named(self._backends(rule)) for rule in rules]
+            return frozenset().union(*named, self._mirrored_to(rules))
         found = [
-            self.shape.service_of(one, self.namespace) for rule in self._rules for one in self._backends(rule)
+            self.shape.backend_of(one, self.namespace) for rule in self._rules for one in self._backends(rule)
         ]
-        found += [service for rule in self._rules for service, _ in self.shape.mirrors(rule)]
-        return frozenset(service for service in found if service and self._is_ours(service))
+        ours = frozenset(backend for backend in found if backend and self._is_ours(backend))
+        return ours | self._mirrored_to(self._rules)
+
+    def _mirrored_to(self, rules: Sequence[Mapping[str, Any]]) -> frozenset[Backend]:
+        found = (backend for rule in rules for backend, _ in self.shape.mirrors(rule))
+        return frozenset(backend for backend in found if self._is_ours(backend))
 
     @property
     def replaced(self) -> bool:
         """Whether a reference of the user's is replaced at present."""
         return any(self._is_ours_in(one) for rule in self._rules for one in self._backends(rule))
+
+    def reference(self, ref: Mapping[str, Any]) -> Backend | None:
+        """What a reference names, if it is one that is ours to replace."""
+        backend = self.shape.backend_of(ref, self.namespace)
+        return backend if backend in self.scope.replaced else None
 
     @property
     def writer(self) -> str | None:
@@ -378,22 +440,48 @@ class _View:
         stored = (self._memory or {}).get(key)
         if stored is not None and stored["written"] == values:
             return _Part(index, key, stored["original"], True)
-        if any(self.shape.service_of(one, self.namespace) == self.root for one in backends):
-            if spec is not None and not self.shape.picks(spec, rule) and not self._has_ours(rule):
+        if self.scope.own and stored is None and not self._serves(rule, spec):
+            return None
+        if any(self.reference(one) for one in backends):
+            picked = spec is None or self.scope.own or self.shape.picks(spec, rule)
+            if not picked and not self._has_ours(rule):
                 return None
             # The user's own content again, or still: it is the original now.
-            kept = [one for one in backends if not self._is_ours_in(one)]
-            original = self.shape.unmirror(values | {self.shape.backends: kept}, self.services)
-            return _Part(index, key, original, self._memory is None)
-        if not self._has_ours(rule):
+            return _Part(index, key, self._users_own(values, stored), self._memory is None)
+        if self.scope.own or not self._has_ours(rule):
             return None
         if stored is not None and self._fits(stored["original"], backends):
             return _Part(index, key, stored["original"], False)
-        original = self.shape.unmirror(values | {self.shape.backends: self._guess(backends)}, self.services)
+        guessed = values | {self.shape.backends: self._guess(backends)}
+        original = self.shape.unmirror(guessed, self._mirrored_to([rule]))
         return _Part(index, key, original, False)
 
+    def _users_own(self, values: Object, stored: Mapping[str, Any] | None) -> Object:
+        """Owned fields without what is ours in them."""
+        if self.scope.own:
+            put_back = self._memory is None or (stored is not None and stored["original"] == values)
+            return values if put_back else self.shape.unmirror(values, self._mirrored_to([values]))
+        kept = [one for one in values[self.shape.backends] or () if not self._is_ours_in(one)]
+        return self.shape.unmirror(values | {self.shape.backends: kept}, self._mirrored_to([values]))
+
+    def _serves(self, rule: Mapping[str, Any], spec: Spec | None) -> bool:
+        """Whether a rule of which nothing is remembered is one to be split: those for another version only, say for people
+        who want to look at it, are left alone."""
+        if spec is None or not self.shape.picks(spec, rule):
+            return False
+        named = self._named(self._backends(rule))
+        return self.scope.serving in named or (bool(named) and self._forgotten)
+
+    @property
+    def _forgotten(self) -> bool:
+        """Whether it can't be told which rules were split: somebody took what was remembered away, or made the route anew
+        from a manifest that is older than the last promotion. Then it is all that name any version."""
+        if not self.scope.began or self._memory:
+            return False
+        return not any(self.scope.serving in self._named(self._backends(rule)) for rule in self._rules)
+
     def _has_ours(self, rule: Mapping[str, Any]) -> bool:
-        mirrored = any(self._is_ours(service) for service, _ in self.shape.mirrors(rule))
+        mirrored = any(self._is_ours(backend) for backend, _ in self.shape.mirrors(rule))
         return mirrored or any(self._is_ours_in(one) for one in self._backends(rule))
 
     def _fits(self, original: Mapping[str, Any], backends: Sequence[Mapping[str, Any]]) -> bool:
@@ -403,7 +491,7 @@ class _View:
             return {field: value for field, value in one.items() if field != "weight"}
 
         before = original.get(self.shape.backends) or []
-        others = [bare(b) for b in before if self.shape.service_of(b, self.namespace) != self.root]
+        others = [bare(b) for b in before if not self.reference(b)]
         return others == [bare(one) for one in backends if not self._is_ours_in(one)]
 
     def _guess(self, backends: Sequence[Mapping[str, Any]]) -> list[Object]:
@@ -419,7 +507,8 @@ class _View:
                 )
             elif index == ours[0]:
                 weight = max(1, sum(weights[i] for i in ours) // factor)
-                found.append(self.shape.redirect(one, self.root, self.shape.port_of(one), weight))
+                (root,) = self.scope.replaced
+                found.append(self.shape.redirect(one, root, self.shape.port_of(one), weight))
         return found
 
     def patch(self, wanted: _Wanted, spec: Spec | None) -> JsonPatch | None:
@@ -432,11 +521,11 @@ class _View:
             rules[part.key] = {"original": part.original, "written": written}
             path = f"/spec/{self.shape.rules}/{part.index}"
             operations += _replacements(path, rule, written)
-        memory = None if wanted.original else {"service": self.root, "rules": rules}
+        memory = self._remembered(rules, wanted) if spec is not None else None
         operations += _annotations(self.live, name_in(self.rollout), memory)
         if not operations:
             return None
-        weights = ", ".join(f"{one.service} {one.weight}" for one in wanted.backends)
+        weights = ", ".join(f"{one.backend.name} {one.weight}" for one in wanted.targets)
         undone = self.touched(spec) and any(one["path"].startswith("/spec/") for one in operations)
         drift = f"spec.{self.shape.rules} (by {self.writer or 'another writer'})" if undone else ""
         return JsonPatch(
@@ -448,45 +537,93 @@ class _View:
             drift,
         )
 
+    def _remembered(self, rules: Mapping[str, Object], wanted: _Wanted) -> Object | None:
+        """What the route is to remember; nothing if it stands as the user wrote it."""
+        if not wanted.mirror and all(rule["written"] == rule["original"] for rule in rules.values()):
+            return None
+        if not self.scope.own:
+            (root,) = self.scope.replaced
+            return {"service": root.name, "rules": rules}
+        originals = (rule["original"][self.shape.backends] or () for rule in rules.values())
+        named = {backend for backends in originals for one in backends if (backend := self.reference(one))}
+        memory: Object = {"references": [one.to_wire() for one in sorted(named)], "rules": rules}
+        if wanted.serving is not None:
+            memory["serving"] = wanted.serving.backend.to_wire() | {"port": wanted.serving.port}
+        return memory
+
     def _written(self, part: _Part, wanted: _Wanted) -> Object:
         """The owned fields of a rule, as wanted."""
         shape, values = self.shape, copy.deepcopy(part.original)
         backends = values[shape.backends] or []
-        weights = shape.weights(backends)
-        ours = [shape.service_of(one, self.namespace) == self.root for one in backends]
-        if wanted.backends:
-            found: list[Object] = []
-            for one, weight, mine in zip(backends, weights, ours, strict=True):
-                if not mine:
-                    found.append({**one, "weight": weight * FACTOR})
-                    continue
-                total = weight * FACTOR if len(backends) > 1 else FACTOR * min(1, weight)
-                shares = _apportion(total, [target.weight for target in wanted.backends])
-                found += [
-                    shape.redirect(one, target.service, target.port(shape.port_of(one)), share)
-                    for target, share in zip(wanted.backends, shares, strict=True)
-                ]
-            values[shape.backends] = found
+        if wanted.targets and not self._names_only(part, wanted.targets):
+            values[shape.backends] = self._split(backends, wanted.targets)
         if wanted.mirror is not None:
-            first = next((one for one, mine in zip(backends, ours, strict=True) if mine), None)
-            port = wanted.mirror.port(shape.port_of(first) if first else None)
-            mirrored = shape.mirror(values, wanted.mirror.service, port, wanted.mirror.weight)
+            first = next((one for one in backends if self.reference(one)), None)
+            port = wanted.mirror.port_for(shape.port_of(first) if first else None, needed=shape.needs_port)
+            mirrored = shape.mirror(values, wanted.mirror.backend, port, wanted.mirror.weight)
             values = values if mirrored is None else mirrored
         return values
+
+    def _named(self, backends: Sequence[Mapping[str, Any]]) -> frozenset[Backend]:
+        """What backends send requests to, of what is ours to replace."""
+        weighed = list(zip(map(self.reference, backends), self.shape.weights(backends), strict=True))
+        serving = frozenset(backend for backend, weight in weighed if backend and weight > 0)
+        return serving or frozenset(backend for backend, _ in weighed if backend)
+
+    def serving(self) -> tuple[_Target, ...]:
+        """What the route remembers of the stable version; else what the status says. Only where it is the user's."""
+        if not self.scope.own:
+            return ()
+        said = _annotation(self.live).get("serving") or {}
+        if (backend := Backend.read(said)) is not None:
+            return (_Target(backend, 100, {}, said.get("port")),)
+        return (_Target(self.scope.serving, 100, {}),) if self.scope.serving else ()
+
+    def _names_only(self, part: _Part, targets: Sequence[_Target]) -> bool:
+        """Whether what the user wrote sends all of its requests to the only target. Ours can't be named by the user."""
+        named = self._named(part.original[self.shape.backends] or [])
+        return len(targets) == 1 and named == {targets[0].backend}
+
+    def _split(self, backends: Sequence[Object], targets: Sequence[_Target]) -> list[Object]:
+        """The backends of a rule with the targets in place of each reference. References to several versions are one:
+        what they send is shared out anew."""
+        weights = self.shape.weights(backends)
+        mine = [index for index, one in enumerate(backends) if self.reference(one)]
+        groups = [mine] if self.scope.own else [[index] for index in mine]
+        found: list[Object] = []
+        for index, one in enumerate(backends):
+            if index not in mine:
+                found.append({**one, "weight": weights[index] * FACTOR})
+            for group in groups:
+                if group[0] != index:
+                    continue
+                whole = sum(weights[member] for member in group)
+                total = whole * FACTOR if len(backends) > len(group) else FACTOR * min(1, whole)
+                found += self._shared([backends[member] for member in group], targets, total)
+        return found
+
+    def _shared(self, refs: Sequence[Object], targets: Sequence[_Target], total: int) -> list[Object]:
+        """One reference for each target, made from the user's own to it if there is one, else from the first."""
+        shape, own = self.shape, {self.reference(ref): ref for ref in reversed(refs)}
+        found = []
+        for target, share in zip(targets, _apportion(total, [one.weight for one in targets]), strict=True):
+            ref = own.get(target.backend, refs[0])
+            port = target.port_for(shape.port_of(ref), needed=shape.needs_port)
+            found.append(shape.redirect(ref, target.backend, port, share))
+        return found
 
     def weight(self, part: _Part) -> int:
         """What the references of the user's weigh that are replaced."""
         backends = part.original[self.shape.backends] or []
-        mine = [self.shape.service_of(one, self.namespace) == self.root for one in backends]
         weights = self.shape.weights(backends)
-        return sum(weight for weight, ours in zip(weights, mine, strict=True) if ours)
+        return sum(weight for one, weight in zip(backends, weights, strict=True) if self.reference(one))
 
     def unmirrorable(self, wanted: _Wanted, spec: Spec) -> str | None:
         """Why a wanted mirror can't stand there."""
         if wanted.mirror is None:
             return None
         for part in self.parts(spec):
-            if self.shape.mirror(copy.deepcopy(part.original), wanted.mirror.service, None, 1) is None:
+            if self.shape.mirror(copy.deepcopy(part.original), wanted.mirror.backend, None, 1) is None:
                 return (
                     f"{Reason.NOT_SUPPORTED}: spec.{self.shape.rules}[{part.index}] of {self.shape.kind.kind} "
                     f"{name_in(self.live)} has a mirror of its own: remove that, or let the strategy do without one"
@@ -501,21 +638,26 @@ class _View:
         ]
         return min(found, default=0)
 
-    def weights(self, spec: Spec, callers: Mapping[str, int]) -> dict[str, int]:
-        """Percent by revision: the mean over the rules. `callers` is how the Service for callers splits."""
+    def weights(
+        self, spec: Spec, revisions: Mapping[Backend, str], callers: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Percent by revision: the mean over the rules; what has no role goes by its name. `revisions` says who is behind
+        what, and `callers` how the Service for callers splits."""
         sums: dict[str, int] = {}
         counted = 0
         for part in self.parts(spec):
             backends = self._backends(self._rules[part.index])
             shares: dict[str, int] = {}
             for one, weight in zip(backends, self.shape.weights(backends), strict=True):
-                service = self.shape.service_of(one, self.namespace) or ""
-                if service == self.root:
+                backend = self.shape.backend_of(one, self.namespace)
+                if backend is None:
+                    continue
+                if self._is_ours(backend):
+                    revision = revisions.get(backend) or backend.name.removeprefix(self._prefix)
+                    shares[revision] = shares.get(revision, 0) + weight * 100
+                elif backend in self.scope.replaced:
                     for revision, percent in callers.items():
                         shares[revision] = shares.get(revision, 0) + weight * percent
-                elif self._is_ours(service):
-                    revision = service.removeprefix(self._prefix)
-                    shares[revision] = shares.get(revision, 0) + weight * 100
             if sum(shares.values()):
                 counted += 1
                 for revision, percent in _percent(shares).items():
@@ -531,13 +673,15 @@ class _View:
     def _backends(self, rule: Mapping[str, Any]) -> list[Object]:
         return list(rule.get(self.shape.backends) or ())
 
-    def _is_ours_in(self, backend: Mapping[str, Any]) -> bool:
-        service = self.shape.service_of(backend, self.namespace)
-        return service is not None and self._is_ours(service)
+    def _is_ours_in(self, ref: Mapping[str, Any]) -> bool:
+        backend = self.shape.backend_of(ref, self.namespace)
+        return backend is not None and self._is_ours(backend)
 
-    def _is_ours(self, service: str) -> bool:
-        rest = service.removeprefix(self._prefix)
-        return rest != service and _REVISION.fullmatch(rest) is not None
+    def _is_ours(self, backend: Backend) -> bool:
+        if self.scope.own:
+            return backend in self.scope.replaced
+        rest = backend.name.removeprefix(self._prefix)
+        return not backend.pooled and rest != backend.name and _REVISION.fullmatch(rest) is not None
 
 
 def _disowning(shape: Shape, live: Object) -> JsonPatch | None:
@@ -569,6 +713,22 @@ def _guards(live: Mapping[str, Any]) -> list[Object]:
 
 def _root(rollout: Mapping[str, Any], spec: Spec) -> str:
     return spec.service_name(name_in(rollout))
+
+
+def _scope(rollout: Mapping[str, Any], spec: Spec | None, children: Children, live: Object) -> _Scope:
+    """What is ours to replace in a route: by the spec, or without one by what the route remembers."""
+    said = _annotation(live) if steered_by(live) == name_in(rollout) else {}
+    if not children.bound and (spec is None or spec.workload.services is None):
+        root = _root(rollout, spec) if spec else str(said.get("service") or name_in(rollout))
+        return _Scope(frozenset({Backend(root)}))
+    references = said.get("references")
+    remembered = [Backend.read(one) for one in references] if isinstance(references, list) else []
+    own = spec.workload.services if spec else None
+    named = [Backend.of(one) for one in (own.stable, own.named)] if own else []
+    replaced = frozenset(one for one in (*children.bound.values(), *named, *remembered) if one)
+    stable = ((rollout.get("status") or {}).get("stable") or {}).get("revision")
+    serving = children.bound.get(str(stable)) or (Backend.of(own.stable) if own else None)
+    return _Scope(replaced, own=True, serving=serving, began=bool(stable))
 
 
 def _ports(

@@ -7,15 +7,16 @@ when it was added, or requests would be answered 503 by the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..api.conditions import Reason
-from ..api.spec import GatewayAPI, ParentRef, RouteFilter, Spec
+from ..api.spec import GatewayAPI, ParentRef, RequestMatch, RouteFilter, Spec, Stickiness
 from ..api.status import Status
 from ..api.types import format_duration
 from ..cluster.actions import Action
-from ..cluster.kinds import HTTP_ROUTE, SERVICE, Kind, Object
+from ..cluster.kinds import HTTP_ROUTE, Kind, Object
 from ..workloads import (
     Children,
     Ownership,
@@ -27,11 +28,12 @@ from ..workloads import (
     ownership,
     record_of,
 )
+from ..workloads.backends import Backend
 from ..workloads.children import delete, deleting, name_in, owned
-from ..workloads.observation import ready_pods
+from ..workloads.observation import ready_behind
 from ..workloads.revisions import weights_by_revision
 from .base import RouteReading, Split
-from .routes import GATEWAY, mirror_filter, mirrors, refusals
+from .routes import GATEWAY, backend_in, backend_ref, mirror_filter, mirrors, refusals
 
 
 class GatewayApiRouter:
@@ -39,6 +41,8 @@ class GatewayApiRouter:
 
     name = "gatewayAPI"
     can_mirror = True
+    can_match = True
+    can_stick = True
 
     def reference(self, spec: Spec) -> tuple[Kind, str] | None:
         """None: the route is the operator's own."""
@@ -49,17 +53,22 @@ class GatewayApiRouter:
         return []
 
     def validate(self, spec: Spec) -> list[Problem]:
-        """The routed port must be one of the Service's."""
+        """The routed port must be one of the Service's, and no match may name a header twice."""
         gateway = _gateway(spec)
         names = [port.name for port in spec.service.ports]
-        if gateway.port is None and len(names) == 1:
-            return []
-        if gateway.port in names:
-            return []
+        problems = [Problem(Reason.INVALID_SPEC, sentence) for sentence in _ambiguous(spec)]
+        if gateway.port in names or (gateway.port is None and len(names) == 1):
+            return problems
         given = f"names {gateway.port}, which service.ports does not have" if gateway.port else "is missing"
-        return [
-            Problem(Reason.INVALID_SPEC, f"traffic.gatewayAPI.port {given}: write one of {', '.join(names)}")
-        ]
+        sentence = f"traffic.gatewayAPI.port {given}: write one of {', '.join(names)}"
+        return [Problem(Reason.INVALID_SPEC, sentence), *problems]
+
+    def probe(self, rollout: Mapping[str, Any], spec: Spec) -> Object | None:
+        """An HTTPRoute with sessionPersistence: only the experimental channel of the Gateway API has the field."""
+        test = spec.strategy.ab_test
+        if test is None or test.stickiness is None:
+            return None
+        return _route(rollout, {"rules": [_session(test.stickiness)]})
 
     def split(self, weight: int, capacity: int) -> Split:
         """Requests are split by the gateway, whatever the pods."""
@@ -90,6 +99,7 @@ class GatewayApiRouter:
             and not differences(desired, live)
             and _shares(desired, rollout, status, children) == _percent(weights_by_revision(status))
             and _mirrored(desired) == status.weights.mirror
+            and (not status.weights.matched or len(desired["spec"]["rules"]) > 1)
         )
         parents = [_parent(parent) for parent in _gateway(spec).parent_refs]
         problem = next(refusals(parents, rollout["metadata"]["namespace"], live), None)
@@ -121,23 +131,30 @@ class GatewayApiRouter:
         refs = _backends(rollout, spec, status, children)
         if not refs:
             return None
-        gateway = _gateway(spec)
+        gateway, sticky = _gateway(spec), status.trying.stickiness if status.trying else None
         route: Object = {
             "parentRefs": [_parent(parent) for parent in gateway.parent_refs],
             "rules": [
-                _rule(gateway, refs, _mirror(rollout, spec, status, children)),
+                _rule(gateway, refs, _mirror(rollout, spec, status, children)) | _session(sticky),
+                *_chosen(rollout, spec, status, children),
                 *_preview(rollout, spec, status, children),
             ],
         }
         if gateway.hostnames:
             route["hostnames"] = list(gateway.hostnames)
-        return {
-            "apiVersion": HTTP_ROUTE.api_version,
-            "kind": HTTP_ROUTE.kind,
-            "metadata": owned(rollout, name_in(rollout))
-            | ({"annotations": dict(gateway.annotations)} if gateway.annotations else {}),
-            "spec": route,
-        }
+        made = _route(rollout, route)
+        if gateway.annotations:
+            made["metadata"]["annotations"] = dict(gateway.annotations)
+        return made
+
+
+def _route(rollout: Mapping[str, Any], spec: Object) -> Object:
+    return {
+        "apiVersion": HTTP_ROUTE.api_version,
+        "kind": HTTP_ROUTE.kind,
+        "metadata": owned(rollout, name_in(rollout)),
+        "spec": spec,
+    }
 
 
 def _gateway(spec: Spec) -> GatewayAPI:
@@ -168,17 +185,86 @@ def _rule(gateway: GatewayAPI, refs: list[Object], mirror: Object | None) -> Obj
     return rule
 
 
+def _session(sticky: Stickiness | None) -> Object:
+    """The field of a rule that keeps a user on one side, with every default spelled out."""
+    if sticky is None:
+        return {}
+    session: Object = {"sessionName": sticky.cookie, "type": "Cookie"}
+    kept = sticky.lifetime is not None
+    session["cookieConfig"] = {"lifetimeType": "Permanent" if kept else "Session"}
+    if sticky.lifetime is not None:
+        session["absoluteTimeout"] = format_duration(round(sticky.lifetime, 3))
+    return {"sessionPersistence": session}
+
+
+def _chosen(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children) -> list[Object]:
+    """The rule for requests that the step chooses: it asks for more than the main one does, so it comes first.
+
+    The candidate stands in it once its Service had a ready endpoint; what it can't answer goes to the stable revision.
+    """
+    percent, candidate, step = status.weights.matched, status.candidate, status.trying
+    if percent <= 0 or candidate is None or step is None or not step.matches:
+        return []
+    gateway, refs = _gateway(spec), []
+    others = status.stable.revision if status.stable else candidate.revision
+    for revision, weight in ((others, 100 - percent), (candidate.revision, percent)):
+        backend = children.backend_of(rollout, revision)
+        record = record_of(rollout, spec, children, revision)
+        if weight and record is not None and _may_stand(rollout, children, backend):
+            refs.append(backend_ref(backend, record.port(gateway.port), weight))
+    if children.backend_of(rollout, candidate.revision) not in map(backend_in, refs):
+        return []
+    rule = _rule(gateway, refs, None)
+    rule["matches"] = [_narrowed(match, one) for match in rule["matches"] for one in step.matches]
+    return [rule]
+
+
+def _may_stand(rollout: Mapping[str, Any], children: Children, backend: Backend) -> bool:
+    """Whether a backend can answer, or stands in the route already: what it may get then is the decision's to say."""
+    live = children.routes.get(name_in(rollout))
+    rules = (live.get("spec") or {}).get("rules") or () if live else ()
+    routed = {backend_in(ref) for rule in rules for ref in rule.get("backendRefs") or ()}
+    return backend in routed or bool(ready_behind(children, backend))
+
+
+def _narrowed(match: Object, one: RequestMatch) -> Object:
+    """A match of the route that asks, besides, for what the step chooses by."""
+    headers = [*(match.get("headers") or ()), *(header.to_wire() for header in one.headers or ())]
+    if one.cookie is not None:
+        pair = f"{re.escape(one.cookie.name)}={re.escape(one.cookie.value)}"
+        # Gateways differ in whether the whole value must match: this says the same to all.
+        headers.append({"type": "RegularExpression", "name": "Cookie", "value": f"^(.*;\\s*)?{pair}(;.*)?$"})
+    narrowed = match | ({"headers": headers} if headers else {})
+    parameters = [parameter.to_wire() for parameter in one.query_params or ()]
+    return narrowed | ({"queryParams": parameters} if parameters else {})
+
+
+def _ambiguous(spec: Spec) -> Iterator[str]:
+    """The Gateway API compares a header, by its name, once in a match."""
+    strategy = spec.strategy
+    tested = (strategy.ab_test.matches or ()) if strategy.ab_test else ()
+    taken = [h.name.lower() for match in _gateway(spec).matches for h in match.headers or ()]
+    for match in (*tested, *(one for step in strategy.steps for one in step.matches or ())):
+        names = [header.name.lower() for header in match.headers or ()] + (["cookie"] if match.cookie else [])
+        twice = next((name for name in names if name in taken or names.count(name) > 1), None)
+        if twice is not None:
+            yield (
+                f"strategy: matches compare the header {twice}, which is compared there or in traffic.gatewayAPI.matches already: "
+                "choose another header, or write one regular expression"
+            )
+
+
 def _preview(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children) -> list[Object]:
     """The rule for those who look at the candidate before the switch: one header more than the others, so it comes first."""
     blue_green, revision = spec.strategy.blue_green, status.previewed
     if blue_green is None or blue_green.preview_header is None or revision is None:
         return []
-    service = children.service_of(rollout, revision)
+    backend = children.backend_of(rollout, revision)
     record = record_of(rollout, spec, children, revision)
-    if record is None or not ready_pods(children.slices_of(service)):
+    if record is None or not ready_behind(children, backend):
         return []
     gateway, header = _gateway(spec), blue_green.preview_header.to_wire()
-    rule = _rule(gateway, [_ref(service, record.port(gateway.port), 1)], None)
+    rule = _rule(gateway, [backend_ref(backend, record.port(gateway.port), 1)], None)
     for match in rule["matches"]:
         others = [one for one in match.get("headers") or () if one["name"].lower() != header["name"].lower()]
         match["headers"] = [*others, header]
@@ -199,13 +285,13 @@ def _mirror(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Ch
     percent, candidate = status.weights.mirror, status.candidate
     if percent <= 0 or candidate is None:
         return None
-    service = children.service_of(rollout, candidate.revision)
+    backend = children.backend_of(rollout, candidate.revision)
     record = record_of(rollout, spec, children, candidate.revision)
     live = children.routes.get(name_in(rollout))
-    stands = live is not None and any(to == service for to, _ in mirrors(_filters(live)))
-    if record is None or not (stands or ready_pods(children.slices_of(service))):
+    stands = live is not None and any(to == backend for to, _ in mirrors(_filters(live)))
+    if record is None or not (stands or ready_behind(children, backend)):
         return None
-    return mirror_filter(service, record.port(_gateway(spec).port), percent)
+    return mirror_filter(backend, record.port(_gateway(spec).port), percent)
 
 
 def _filters(route: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -229,21 +315,16 @@ def _backends(rollout: Mapping[str, Any], spec: Spec, status: Status, children: 
     If none would be left, those in the route stay: a route without backends answers 500.
     """
     live = children.routes.get(name_in(rollout))
-    routed = {} if live is None else {str(ref.get("name")): ref for ref in _refs(live)}
+    routed = {} if live is None else {backend_in(ref): ref for ref in _refs(live)}
     weights = weights_by_revision(status)
     refs = []
     for revision, weight in weights.items():
-        service = children.service_of(rollout, revision)
+        backend = children.backend_of(rollout, revision)
         record = record_of(rollout, spec, children, revision)
-        if record is not None and (service in routed or ready_pods(children.slices_of(service))):
-            number = record.port(_gateway(spec).port)
-            refs.append(_ref(service, number, weight))
-    ours = [name for name in routed if _revision_in(rollout, name) or name in children.bound.values()]
-    return refs or [_ref(name, int(routed[name].get("port") or 0), _weight(routed[name])) for name in ours]
-
-
-def _ref(service: str, port: int, weight: int) -> Object:
-    return {"group": SERVICE.group, "kind": SERVICE.kind, "name": service, "port": port, "weight": weight}
+        if record is not None and (backend in routed or ready_behind(children, backend)):
+            refs.append(backend_ref(backend, record.port(_gateway(spec).port), weight))
+    ours = [one for one in routed if _revision_in(rollout, one) or one in children.bound.values()]
+    return refs or [backend_ref(o, int(routed[o].get("port") or 0), _weight(routed[o])) for o in ours]
 
 
 def _refs(route: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -255,21 +336,25 @@ def _weight(ref: Mapping[str, Any]) -> int:
     return 1 if weight is None else int(weight)
 
 
-def _revision_in(rollout: Mapping[str, Any], service: str) -> str | None:
+def _revision_in(rollout: Mapping[str, Any], backend: Backend) -> str | None:
     prefix = f"{name_in(rollout)}-"
-    return service[len(prefix) :] if service.startswith(prefix) else None
+    return (
+        backend.name[len(prefix) :]
+        if backend == Backend(backend.name) and backend.name.startswith(prefix)
+        else None
+    )
 
 
 def _shares(
     route: Mapping[str, Any], rollout: Mapping[str, Any], status: Status, children: Children
 ) -> dict[str, int]:
-    """Percent by revision, in a route; a Service that is not a revision's goes by its own name."""
+    """Percent by revision, in a route; what is not a revision's goes by its own name."""
     roles = (status.previous, status.stable, status.candidate)
     bound = {children.bound[r.revision]: r.revision for r in roles if r and r.revision in children.bound}
     weights: dict[str, int] = {}
     for ref in _refs(route):
-        name = str(ref.get("name"))
-        key = bound.get(name) or _revision_in(rollout, name) or name
+        backend = backend_in(ref)
+        key = bound.get(backend) or _revision_in(rollout, backend) or backend.name
         weights[key] = weights.get(key, 0) + _weight(ref)
     return _percent(weights)
 

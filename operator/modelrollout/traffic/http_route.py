@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..api.spec import Spec
-from ..cluster.kinds import HTTP_ROUTE
+from ..cluster.kinds import HTTP_ROUTE, INFERENCE_POOL, SERVICE
 from .routes import GatewayRouteShape
 
 
@@ -11,6 +11,7 @@ class HTTPRouteShape(GatewayRouteShape):
     """spec.traffic.httpRoute."""
 
     kind = HTTP_ROUTE
+    targets = (SERVICE, INFERENCE_POOL)
 
     def reference(self, spec: Spec) -> str | None:
         """Name of the HTTPRoute."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..api.conditions import Reason
 from ..api.spec import Spec
-from ..cluster.kinds import VIRTUAL_SERVICE, Object
+from ..cluster.kinds import SERVICE, VIRTUAL_SERVICE, Kind, Object
+from ..workloads.backends import Backend
 
 _DOMAIN = ("svc", "cluster", "local")
 
@@ -25,6 +26,8 @@ class VirtualServiceShape:
     backends = "route"
     owned = ("route", "mirror", "mirrorPercentage")
     heaviest = 2**31 - 1
+    needs_port = False
+    targets: tuple[Kind, ...] = (SERVICE,)
 
     def reference(self, spec: Spec) -> str | None:
         """Name of the VirtualService."""
@@ -36,13 +39,14 @@ class VirtualServiceShape:
         wanted = istio.virtual_service.route if istio else None
         return wanted is None or rule.get("name") == wanted
 
-    def service_of(self, backend: Mapping[str, Any], namespace: str) -> str | None:
+    def backend_of(self, ref: Mapping[str, Any], namespace: str) -> Backend | None:
         """A host is a short name, which is of this namespace, or one that says its namespace."""
-        return _service((backend.get("destination") or {}).get("host"), namespace)
+        name = _service((ref.get("destination") or {}).get("host"), namespace)
+        return Backend(name) if name else None
 
-    def port_of(self, backend: Mapping[str, Any]) -> int | None:
+    def port_of(self, ref: Mapping[str, Any]) -> int | None:
         """The port, which may be left out where the Service has only one."""
-        number = ((backend.get("destination") or {}).get("port") or {}).get("number")
+        number = ((ref.get("destination") or {}).get("port") or {}).get("number")
         return None if number is None else int(number)
 
     def weights(self, backends: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -51,37 +55,37 @@ class VirtualServiceShape:
             return [100]
         return [int(one.get("weight") or 0) for one in backends]
 
-    def redirect(self, backend: Mapping[str, Any], service: str, port: int | None, weight: int) -> Object:
+    def redirect(self, ref: Mapping[str, Any], backend: Backend, port: int | None, weight: int) -> Object:
         """The host keeps its form; headers stay."""
-        changed: Object = copy.deepcopy(dict(backend))
+        changed: Object = copy.deepcopy(dict(ref))
         destination = changed["destination"]
         _, dot, domain = str(destination["host"]).partition(".")
-        destination["host"] = f"{service}{dot}{domain}"
+        destination["host"] = f"{backend.name}{dot}{domain}"
         if port is not None:
             destination["port"] = {**(destination.get("port") or {}), "number": port}
         changed["weight"] = weight
         return changed
 
-    def unfit(self, backend: Mapping[str, Any]) -> str | None:
+    def unfit(self, ref: Mapping[str, Any]) -> str | None:
         """A subset belongs to a DestinationRule of the Service that is replaced."""
-        subset = (backend.get("destination") or {}).get("subset")
+        subset = (ref.get("destination") or {}).get("subset")
         if not subset:
             return None
         return f"names subset {subset}, which the Services of the revisions don't have: remove the subset"
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[str, int]]:
+    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
         """The one mirror; without a percentage, everything is copied."""
         host = (rule.get("mirror") or {}).get("host")
         if not host:
             return []
         value = (rule.get("mirrorPercentage") or {}).get("value")
-        return [(str(host).partition(".")[0], 100 if value is None else int(value))]
+        return [(Backend(str(host).partition(".")[0]), 100 if value is None else int(value))]
 
-    def mirror(self, values: Object, service: str, port: int | None, percent: int) -> Object | None:
+    def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
         """There is only one mirror: the user's own is not replaced."""
         if values.get("mirror"):
             return None
-        host: Object = {"host": service}
+        host: Object = {"host": backend.name}
         if values.get("route"):
             _, dot, domain = str(values["route"][0]["destination"]["host"]).partition(".")
             host["host"] += f"{dot}{domain}"
@@ -89,9 +93,9 @@ class VirtualServiceShape:
             host["port"] = {"number": port}
         return values | {"mirror": host, "mirrorPercentage": {"value": percent}}
 
-    def unmirror(self, values: Object, services: frozenset[str]) -> Object:
+    def unmirror(self, values: Object, backends: frozenset[Backend]) -> Object:
         """Without our mirror."""
-        if not any(service in services for service, _ in self.mirrors(values)):
+        if not any(backend in backends for backend, _ in self.mirrors(values)):
             return values
         return values | {"mirror": None, "mirrorPercentage": None}
 

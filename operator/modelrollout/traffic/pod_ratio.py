@@ -13,7 +13,7 @@ from ..api.conditions import Reason
 from ..api.spec import Spec
 from ..api.status import Status
 from ..cluster.actions import Action
-from ..cluster.kinds import REVISION_LABEL, ROLLOUT_LABEL, Kind
+from ..cluster.kinds import REVISION_LABEL, ROLLOUT_LABEL, Kind, Object
 from ..workloads import Children, Problem, foreign_manager, name_taken, record_of
 from ..workloads.children import child_name, deleting, name_in
 from ..workloads.observation import answering, ready_pods
@@ -31,6 +31,8 @@ class PodRatioRouter:
 
     name = "podRatio"
     can_mirror = False
+    can_match = False
+    can_stick = False
 
     def reference(self, spec: Spec) -> tuple[Kind, str] | None:
         """None: there is no route."""
@@ -43,6 +45,10 @@ class PodRatioRouter:
     def validate(self, spec: Spec) -> list[Problem]:
         """Every step is possible, if only as nearly as whole pods allow."""
         return []
+
+    def probe(self, rollout: Mapping[str, Any], spec: Spec) -> Object | None:
+        """None: nothing is asked for that may not be served."""
+        return None
 
     def split(self, weight: int, capacity: int) -> Split:
         """k = max(1, floor(n·w/100)) candidate and max(1, n − k) baseline pods; all or nothing at 0 and 100."""

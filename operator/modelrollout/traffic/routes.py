@@ -8,11 +8,13 @@ from typing import Any
 
 from ..api.conditions import Reason
 from ..api.spec import Spec
-from ..cluster.kinds import SERVICE, Object
+from ..cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
+from ..workloads.backends import Backend
 
 GATEWAY = ("gateway.networking.k8s.io", "Gateway")
 MIRROR = "RequestMirror"
 _REQUIRED = ("Accepted", "ResolvedRefs")
+_OURS = frozenset((kind.group, kind.kind) for kind in (SERVICE, INFERENCE_POOL))
 
 
 def refusals(parents: Iterable[Mapping[str, Any]], namespace: str, live: Mapping[str, Any]) -> Iterator[str]:
@@ -34,14 +36,30 @@ def refusals(parents: Iterable[Mapping[str, Any]], namespace: str, live: Mapping
                 yield str(answers[0])
 
 
-def mirror_filter(service: str, port: int, percent: int) -> Object:
-    """The filter that sends copies of requests to a Service, with every default spelled out."""
-    ref = {"group": SERVICE.group, "kind": SERVICE.kind, "name": service, "port": port}
-    return {"type": MIRROR, "requestMirror": {"backendRef": ref, "percent": percent}}
+def backend_ref(backend: Backend, port: int, weight: int) -> Object:
+    """The reference to a backend, with every default spelled out. A pool names its ports itself."""
+    return {**_named(backend, port), "weight": weight}
 
 
-def mirrors(filters: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """Services that copies of requests are sent to, each with the percent of the requests."""
+def _named(backend: Backend, port: int) -> Object:
+    ref = {"group": backend.of_kind.group, "kind": backend.kind, "name": backend.name}
+    return ref if backend.pooled else {**ref, "port": port}
+
+
+def backend_in(ref: Mapping[str, Any]) -> Backend:
+    """The backend that a reference names; one of another kind than ours goes by that kind."""
+    kind = str(ref.get("kind") or SERVICE.kind)
+    known = (str(ref.get("group") or ""), kind) in _OURS
+    return Backend(str(ref.get("name")), kind if known else f"{ref.get('group')}/{kind}")
+
+
+def mirror_filter(backend: Backend, port: int, percent: int) -> Object:
+    """The filter that sends copies of requests to a backend, with every default spelled out."""
+    return {"type": MIRROR, "requestMirror": {"backendRef": _named(backend, port), "percent": percent}}
+
+
+def mirrors(filters: Iterable[Mapping[str, Any]]) -> list[tuple[Backend, int]]:
+    """Backends that copies of requests are sent to, each with the percent of the requests."""
     found = []
     for one in filters:
         mirror = one.get("requestMirror")
@@ -50,7 +68,7 @@ def mirrors(filters: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
             percent = mirror.get("percent", 100)
             if fraction:
                 percent = 100 * int(fraction["numerator"]) // int(fraction.get("denominator") or 100)
-            found.append((str(mirror["backendRef"]["name"]), int(percent)))
+            found.append((backend_in(mirror["backendRef"]), int(percent)))
     return found
 
 
@@ -85,48 +103,57 @@ class GatewayRouteShape:
     backends = "backendRefs"
     owned = ("backendRefs", "filters")
     heaviest = 1_000_000
+    needs_port = True
+    targets: tuple[Kind, ...] = (SERVICE,)
 
     def picks(self, spec: Spec, rule: Mapping[str, Any]) -> bool:
         """Every rule."""
         return True
 
-    def service_of(self, backend: Mapping[str, Any], namespace: str) -> str | None:
-        """A Service, the kind that is meant where none is named, of the route's namespace."""
-        kind = (backend.get("group") or "", backend.get("kind") or SERVICE.kind)
-        local = backend.get("namespace") in (None, namespace)
-        return str(backend["name"]) if kind == (SERVICE.group, SERVICE.kind) and local else None
+    def backend_of(self, ref: Mapping[str, Any], namespace: str) -> Backend | None:
+        """A Service, the kind that is meant where none is named, or what else this kind of route can name; of the route's
+        namespace."""
+        backend = backend_in(ref)
+        local = ref.get("namespace") in (None, namespace)
+        return backend if local and any(backend.kind == kind.kind for kind in self.targets) else None
 
-    def port_of(self, backend: Mapping[str, Any]) -> int | None:
-        """The port, which a Service needs."""
-        return None if backend.get("port") is None else int(backend["port"])
+    def port_of(self, ref: Mapping[str, Any]) -> int | None:
+        """The port, which a Service needs, and which means nothing for a pool."""
+        return None if ref.get("port") is None or backend_in(ref).pooled else int(ref["port"])
 
     def weights(self, backends: Sequence[Mapping[str, Any]]) -> list[int]:
         """Left out means 1."""
         return [1 if one.get("weight") is None else int(one["weight"]) for one in backends]
 
-    def redirect(self, backend: Mapping[str, Any], service: str, port: int | None, weight: int) -> Object:
+    def redirect(self, ref: Mapping[str, Any], backend: Backend, port: int | None, weight: int) -> Object:
         """Filters stay."""
-        changed = {**copy.deepcopy(dict(backend)), "name": service, "weight": weight}
-        return changed if port is None else changed | {"port": port}
+        changed: Object = copy.deepcopy(dict(ref))
+        if backend_in(ref).kind != backend.kind:
+            changed |= {"group": backend.of_kind.group, "kind": backend.kind}
+        if backend.pooled:
+            changed.pop("port", None)
+        elif port is not None:
+            changed["port"] = port
+        return changed | {"name": backend.name, "weight": weight}
 
-    def unfit(self, backend: Mapping[str, Any]) -> str | None:
+    def unfit(self, ref: Mapping[str, Any]) -> str | None:
         """None: there is nothing that can't be replaced."""
         return None
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[str, int]]:
+    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
         """Of the filters of the rule."""
         return mirrors(rule.get("filters") or ())
 
-    def mirror(self, values: Object, service: str, port: int | None, percent: int) -> Object | None:
+    def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
         """One filter more; a rule may have several mirrors."""
         return values | {
-            "filters": [*(values.get("filters") or ()), mirror_filter(service, port or 80, percent)]
+            "filters": [*(values.get("filters") or ()), mirror_filter(backend, port or 80, percent)]
         }
 
-    def unmirror(self, values: Object, services: frozenset[str]) -> Object:
+    def unmirror(self, values: Object, backends: frozenset[Backend]) -> Object:
         """Without our filters; without the list, if it was ours altogether."""
         filters = values.get("filters")
-        kept = [one for one in filters or () if not any(to in services for to, _ in mirrors([one]))]
+        kept = [one for one in filters or () if not any(to in backends for to, _ in mirrors([one]))]
         return values if len(kept) == len(filters or ()) else values | {"filters": kept or None}
 
     def refusal(self, live: Mapping[str, Any]) -> str | None:

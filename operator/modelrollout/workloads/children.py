@@ -32,6 +32,7 @@ from ..cluster.kinds import (
     kind_of,
 )
 from ..cluster.pods import Pod
+from .backends import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ class Children:
     endpointslices: Mapping[str, Object] = field(default_factory=dict)
     pods: Mapping[str, Pod] = field(default_factory=dict)
     routes: Mapping[str, Object] = field(default_factory=dict)
-    bound: Mapping[str, str] = field(default_factory=dict)  # revision → the user's Service in front of it
+    bound: Mapping[str, Backend] = field(default_factory=dict)  # revision → the user's in front of it
+    pools: Mapping[str, Object] = field(default_factory=dict)  # the user's InferencePools
+    members: Mapping[str, frozenset[str]] = field(default_factory=dict)  # pool → pods that it selects
     # Objects that the user keeps, by kind and name: those that the spec names, and routes that are still steered.
     borrowed: Mapping[tuple[str, str], Object] = field(default_factory=dict)
 
@@ -65,14 +68,14 @@ class Children:
             return {name_in(obj): obj for obj in found.of(kind)}
 
         records = named(CONTROLLER_REVISION)
-        own = {revision_of(obj): (obj.get("data") or {}).get("service") for obj in records.values()}
+        own = {revision_of(obj): bound_to(obj) for obj in records.values()}
         return cls(
             controller_revisions=records,
             deployments=named(DEPLOYMENT),
             services=named(SERVICE),
             endpointslices=named(ENDPOINT_SLICE),
             pods={pod.name: pod for pod in found.pods},
-            bound={revision: str(service) for revision, service in own.items() if revision and service},
+            bound={revision: backend for revision, backend in own.items() if revision and backend},
             routes={
                 name: obj
                 for name, obj in named(HTTP_ROUTE).items()
@@ -81,16 +84,22 @@ class Children:
             borrowed={(str(obj["kind"]), name_in(obj)): obj for obj in (*steered, *referred)},
         )
 
-    def service_of(self, rollout: Mapping[str, Any], revision: str) -> str:
-        """Name of the Service in front of a revision: the user's that it is bound to, or our own."""
-        return self.bound.get(revision) or child_name(rollout, revision)
+    def backend_of(self, rollout: Mapping[str, Any], revision: str) -> Backend:
+        """What is in front of a revision: the user's that it is bound to, or our own Service."""
+        return self.bound.get(revision) or Backend(child_name(rollout, revision))
 
     def pods_of(self, rollout: Mapping[str, Any], revision: str) -> list[Pod]:
         """The pods of a revision: those with our label, or those behind the user's Service."""
         if revision not in self.bound:
             return [pod for pod in self.pods.values() if pod.revision == revision]
-        names = pod_names(self.slices_of(self.bound[revision]))
+        names = self.pods_behind(self.bound[revision])
         return [self.pods[name] for name in sorted(names) if name in self.pods]
+
+    def pods_behind(self, backend: Backend) -> frozenset[str]:
+        """Names of the pods behind a Service or in a pool, ready or not."""
+        if backend.pooled:
+            return self.members.get(backend.name, frozenset())
+        return frozenset(pod_names(self.slices_of(backend.name)))
 
     def slices_of(self, service: str) -> Iterator[Object]:
         """The EndpointSlices of a Service."""
@@ -109,6 +118,12 @@ def pod_names(slices: Iterable[Mapping[str, Any]]) -> set[str]:
     """Names of all pods in EndpointSlices, ready or not."""
     targets = (endpoint.get("targetRef") or {} for obj in slices for endpoint in obj.get("endpoints") or ())
     return {str(target["name"]) for target in targets if target.get("kind") == "Pod" and target.get("name")}
+
+
+def bound_to(record: Mapping[str, Any]) -> Backend | None:
+    """The user's Service, or pool, that a ControllerRevision says a revision is behind."""
+    data = record.get("data") or {}
+    return Backend.read({"name": data.get("service"), "kind": data.get("kind")})
 
 
 def _backends(value: Any) -> Iterator[str]:

@@ -115,7 +115,7 @@ def record_of(rollout: Mapping[str, Any], spec: Spec, children: Children, revisi
     if live is not None:
         return Record.of(live) if ownership(rollout, live) is not Ownership.FOREIGN else None
     if _names(spec, revision, children):
-        return Record.render(rollout, spec, revision, service=children.bound.get(revision))
+        return Record.render(rollout, spec, revision, backend=children.bound.get(revision))
     running = [obj.get(name) for obj in (children.deployments, children.services)]
     if any(obj is None or ownership(rollout, obj) is Ownership.FOREIGN for obj in running):
         return None

@@ -43,10 +43,11 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 # What of an HTTPRoute we may write and may leave out. It lies within a list that is one value, of which managedFields do not
 # say what we set, so it is only by its absence that we know it is to go.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {
-    "matches": ("headers", "method"),
+    "matches": ("headers", "method", "queryParams"),
     "requestHeaderModifier": ("add", "remove", "set"),
     "responseHeaderModifier": ("add", "remove", "set"),
-    "rules": ("filters", "timeouts"),
+    "rules": ("filters", "sessionPersistence", "timeouts"),
+    "sessionPersistence": ("absoluteTimeout",),
     "timeouts": ("backendRequest", "request"),
     "urlRewrite": ("hostname", "path"),
 }

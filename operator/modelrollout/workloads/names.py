@@ -77,6 +77,9 @@ def _claims(rollout: Mapping[str, Any]) -> list[tuple[str, str]]:
             for kind, path in _REFERENCES:
                 if name := _text(spec, *path):
                     claims[(kind, name)] = None
+            for role in ("stable", "candidate"):
+                if name := _text(spec, "workload", "services", role, "name"):
+                    claims[_text(spec, "workload", "services", role, "kind") or SERVICE.kind, name] = None
     return list(claims)
 
 
@@ -86,8 +89,6 @@ _REFERENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("GRPCRoute", ("traffic", "grpcRoute", "name")),
     ("VirtualService", ("traffic", "istio", "virtualService", "name")),
     ("Deployment", ("workload", "deploymentRef", "name")),
-    ("Service", ("workload", "services", "stable", "name")),
-    ("Service", ("workload", "services", "candidate", "name")),
 )
 
 

@@ -13,6 +13,7 @@ from ..api.spec import Spec
 from ..cluster.kinds import REVISION_LABEL
 from ..cluster.pods import Pod, Waiting
 from ..decision.types import RevisionView
+from .backends import Backend, picker_of
 from .children import Children, Ownership, child_name, name_in, ownership, revision_of
 
 _REASONS = 5
@@ -66,6 +67,24 @@ def ready_pods(slices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
+def ready_behind(children: Children, backend: Backend) -> dict[str, str]:
+    """As `ready_pods`, of a Service or of a pool."""
+    if not backend.pooled:
+        return ready_pods(children.slices_of(backend.name))
+    if away_picker(children, backend):
+        return {}
+    pods = (children.pods.get(name) for name in sorted(children.pods_behind(backend)))
+    return {pod.name: pod.name for pod in pods if pod is not None and pod.ready}
+
+
+def away_picker(children: Children, backend: Backend) -> str:
+    """Why a pool refuses every request, whatever its pods; empty if it does not."""
+    picker = picker_of(children.pools.get(backend.name) or {}) if backend.pooled else None
+    if picker is None or ready_pods(children.slices_of(picker)):
+        return ""
+    return f"PickerNotReady: Service {picker}, the endpoint picker of {backend}, has no ready endpoint"
+
+
 def answering(children: Children, service: str) -> dict[str, int]:
     """Ready endpoints of a Service by revision; one whose pod is not known (yet) counts for revision ""."""
     counts: dict[str, int] = {}
@@ -80,7 +99,8 @@ def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: fl
     workload = children.deployments.get(child_name(rollout, revision))
     pods = [pod for pod in children.pods_of(rollout, revision) if pod.phase not in _OVER]
     since = {pod.name: pod.ready_since for pod in pods}
-    ready = ready_pods(children.slices_of(children.service_of(rollout, revision)))
+    backend = children.backend_of(rollout, revision)
+    ready, picker = ready_behind(children, backend), away_picker(children, backend)
     replicas = workload["spec"].get("replicas") if workload else 0
     if revision in children.bound:
         replicas = max(len(pods), len(ready))
@@ -91,7 +111,7 @@ def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: fl
         restarts=sum(pod.restart_count for pod in pods),
         pods=len(pods),
         leaving=sum(pod.terminating for pod in pods),
-        waiting=_waiting(pods, workload),
+        waiting=((picker,) if picker else ()) + _waiting(pods, workload),
     )
 
 

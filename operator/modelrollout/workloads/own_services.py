@@ -1,4 +1,5 @@
-"""Services of the user's in place of pods of ours: which revision is behind which Service, and what can't be judged.
+"""Services (or InferencePools) of the user's in place of pods of ours: which revision is behind which, and what can't be
+judged.
 
 Each revision is bound to one Service for life; its record says which. So roles move between Services as they do between
 Deployments, and the decision need not know. What a spec names is the model behind `candidate` (or `stable`, if there is
@@ -7,26 +8,34 @@ no candidate). At rest the status says which Service is stable, whatever the spe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ..api.conditions import Reason
+from ..api.requests import Request, annotation_of, parse_request
 from ..api.revision import hash_revision
+from ..api.rules import POOLS_TAKE_NO_COPIES
 from ..api.spec import ModelSource, OwnServices, Spec
 from ..api.status import Phase, RevisionStatus, Status
 from ..cluster.kinds import Object
-from .children import Children, Problem, child_name, pod_names
-from .observation import ready_pods
+from .backends import Backend, pool_ports
+from .children import Children, Problem, bound_to, child_name, revision_of
+from .observation import ready_behind
 
 AT_REST = (None, Phase.INVALID, Phase.PENDING, Phase.HEALTHY, Phase.ROLLED_BACK)
 
 
-def service_names(spec: Spec | None, status: Status, children: Children) -> frozenset[str]:
-    """The user's Services that matter now: those that the spec names, and those in front of what has traffic."""
+def own_backends(
+    rollout: Mapping[str, Any], spec: Spec | None, status: Status, children: Children
+) -> frozenset[Backend]:
+    """The user's Services that matter now: those that the spec names, those in front of what has traffic, and the one of a
+    stored revision that somebody asks for."""
     own = spec.workload.services if spec else None
-    named = {own.stable.name, own.named} if own else set()
+    named = {Backend.of(own.stable), Backend.of(own.named)} if own else set()
     revisions = [role.revision for role in _roles(status)] + [gone.revision for gone in status.retiring]
+    revisions += [status.undo.revision] if status.undo else []
+    revisions += [asked] if (asked := _asked_for(rollout)) else []
     return frozenset(named | {children.bound[rev] for rev in revisions if rev in children.bound})
 
 
@@ -36,12 +45,13 @@ def bind(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Child
     if own is None:
         return children
     bound = dict(children.bound)
-    revision, _ = named_revision(rollout, spec, status, children)
-    bound.setdefault(revision, own.named)
+    if status.undo is None or bound.get(status.undo.revision) != Backend.of(own.named):
+        revision, _ = named_revision(rollout, spec, status, children)
+        bound.setdefault(revision, Backend.of(own.named))
     first = first_revision(spec)
     known = any(role.revision == first for role in _roles(status))
     if first is not None and (status.phase in (None, Phase.INVALID) or known):
-        bound.setdefault(first, own.stable.name)
+        bound.setdefault(first, Backend.of(own.stable))
     return replace(children, bound=bound)
 
 
@@ -77,7 +87,7 @@ def named_revision(
     assert own is not None
     written = hash_revision(spec)
     for role in (status.stable, status.previous, status.candidate):
-        if role is None or children.bound.get(role.revision) != own.named:
+        if role is None or children.bound.get(role.revision) != Backend.of(own.named):
             continue
         model = _model(rollout, children, role.revision)
         if role.revision == written or model in ({}, spec.model.to_wire()):
@@ -88,11 +98,12 @@ def named_revision(
 
 
 def _in_place(own: OwnServices, role: RevisionStatus) -> Problem:
-    other = own.stable.name if own.named != own.stable.name else "another Service"
+    other = own.stable.name if own.named != own.stable else f"another {own.named.kind}"
     return Problem(
         Reason.INVALID_SPEC,
-        f"spec.model names another model than {role.model or role.revision}, which Service {own.named} serves as the stable "
-        f"one: run the new model behind {other}, and name that as workload.services.candidate and {own.named} as stable",
+        f"spec.model names another model than {role.model or role.revision}, which {Backend.of(own.named)} serves as the "
+        f"stable one: run the new model behind {other}, and name that as workload.services.candidate and {own.named.name} as "
+        "stable",
     )
 
 
@@ -101,62 +112,125 @@ def _model(rollout: Mapping[str, Any], children: Children, revision: str) -> Map
     return (record or {}).get("data", {}).get("model") or {}
 
 
-def services_problem(spec: Spec, status: Status, children: Children) -> Problem | None:
-    """What is wrong with the Services that the spec names, as far as can be seen."""
+def undone_services(status: Status, children: Children, revision: str) -> OwnServices | None:
+    """What a spec would name to ask for a stored revision; None if it is not known what that is behind."""
+    backend = children.bound.get(revision)
+    serving = children.bound.get(status.stable.revision) if status.stable else None
+    if backend is None:
+        return None
+    if serving is None or serving == backend:
+        return OwnServices(stable=backend.to_own())
+    return OwnServices(stable=serving.to_own(), candidate=backend.to_own())
+
+
+def lost_revisions(rollout: Mapping[str, Any], children: Children) -> dict[str, str]:
+    """The stored revision that somebody asks for, with the reason why it can't come back; empty if it can."""
+    revision = _asked_for(rollout)
+    backend = children.bound.get(revision or "")
+    if revision is None or backend is None:
+        return {}
+    if find_backend(children, backend) is None:
+        return {
+            revision: f"{backend}, which it was behind, does not exist any more: create it, or name another one"
+        }
+    records = children.controller_revisions.values()
+    same = [record for record in records if bound_to(record) == backend]
+    newest = max(same, key=lambda record: int(record.get("revision") or 0), default=None)
+    later = revision_of(newest) if newest else None
+    if later is None or later == revision:
+        return {}
+    return {
+        revision: f"{backend}, which it was behind, has been used for revision {later} since: if the old model is behind it "
+        "again, name it in spec.workload.services.candidate"
+    }
+
+
+def _asked_for(rollout: Mapping[str, Any]) -> str | None:
+    """The revision of the request to undo, if there is one."""
+    value = (rollout["metadata"].get("annotations") or {}).get(annotation_of("undo"))
+    asked = parse_request("undo", value) if value else None
+    return asked.revision if isinstance(asked, Request) else None
+
+
+def services_problem(
+    spec: Spec, status: Status, children: Children, *, unserved: Collection[str] = ()
+) -> Problem | None:
+    """What is wrong with the Services that the spec names, as far as can be seen. `unserved`: kinds that the cluster lacks."""
     own = spec.workload.services
     if own is None:
         return None
-    needed = [own.named]
+    needed = [Backend.of(own.named)]
     if status.phase in (None, Phase.INVALID):
-        needed.insert(0, own.stable.name)
-    for name in dict.fromkeys(needed):
-        obj = children.services.get(name)
-        if obj is None:
-            return Problem(
-                Reason.REFERENCE_NOT_FOUND,
-                f"spec.workload.services names Service {name}, which does not exist in this namespace: create it, or name "
-                "another one",
-            )
-        if problem := _port_problem(spec, obj):
+        needed.insert(0, Backend.of(own.stable))
+    for backend in dict.fromkeys(needed):
+        if problem := _unusable(spec, backend, children, unserved):
             return problem
     return _shared_pods(own, status, children) or _nothing_to_compare(own, status, children)
 
 
-def _port_problem(spec: Spec, service: Object) -> Problem | None:
-    there = {port.get("port") for port in service["spec"].get("ports") or ()}
-    if spec.routed_port.port in there:
+def _unusable(spec: Spec, backend: Backend, children: Children, unserved: Collection[str]) -> Problem | None:
+    if backend.kind in unserved:
+        return Problem(
+            Reason.NOT_SUPPORTED,
+            f"the cluster has no {backend.kind} ({backend.of_kind.api_version}), which spec.workload.services names: install "
+            "its CustomResourceDefinition, or name Services",
+        )
+    obj = find_backend(children, backend)
+    if obj is None:
+        return Problem(
+            Reason.REFERENCE_NOT_FOUND,
+            f"spec.workload.services names {backend}, which does not exist in this namespace: create it, or name another one",
+        )
+    if backend.pooled and spec.strategy.mirrors:
+        return Problem(Reason.NOT_SUPPORTED, POOLS_TAKE_NO_COPIES)
+    return _port_problem(spec, backend, obj)
+
+
+def find_backend(children: Children, backend: Backend) -> Object | None:
+    """The Service or pool, if it exists."""
+    return (children.pools if backend.pooled else children.services).get(backend.name)
+
+
+def _port_problem(spec: Spec, backend: Backend, obj: Object) -> Problem | None:
+    wanted: int | str = spec.routed_port.port
+    there = {one.get("port") for one in obj["spec"].get("ports") or ()}
+    what, mend = "routed to port", "write the port that both Services have"
+    if backend.pooled:
+        wanted, there = spec.routed_port.target, set(pool_ports(obj))
+        what, mend = "answered at targetPort", "write one of its targetPorts"
+    if wanted in there or isinstance(wanted, str):
         return None
-    ports = ", ".join(str(port) for port in sorted(there, key=str)) or "none"
+    known = ", ".join(str(number) for number in sorted(there, key=str)) or "none"
     return Problem(
         Reason.INVALID_SPEC,
-        f"spec.service.ports: requests are routed to port {spec.routed_port.port}, which Service "
-        f"{service['metadata']['name']} does not have (it has: {ports}): write the port that both Services have",
+        f"spec.service.ports: requests are {what} {wanted}, which {backend} does not have (it has: {known}): {mend}",
     )
 
 
 def _shared_pods(own: OwnServices, status: Status, children: Children) -> Problem | None:
-    serving = children.bound.get(status.stable.revision) if status.stable else own.stable.name
-    if serving is None or serving == own.named:
+    serving = children.bound.get(status.stable.revision) if status.stable else Backend.of(own.stable)
+    named = Backend.of(own.named)
+    if serving is None or serving == named:
         return None
-    both = pod_names(children.slices_of(serving)) & pod_names(children.slices_of(own.named))
+    both = children.pods_behind(serving) & children.pods_behind(named)
     if not both:
         return None
     return Problem(
         Reason.SELECTOR_OVERLAP,
-        f"Services {serving} and {own.named} have pods in common ({sorted(both)[0]}), so nothing can be compared: give each "
-        "a selector that matches one version only",
+        f"{serving} and {named} have pods in common ({min(both)}), so nothing can be compared: give each a selector that "
+        "matches one version only",
     )
 
 
 def _nothing_to_compare(own: OwnServices, status: Status, children: Children) -> Problem | None:
     """With a candidate at creation, `stable` has to serve, or the candidate would get everything without a look."""
     first = status.phase in (None, Phase.INVALID)
-    if not first or own.candidate is None or ready_pods(children.slices_of(own.stable.name)):
+    if not first or own.candidate is None or ready_behind(children, Backend.of(own.stable)):
         return None
     return Problem(
         Reason.AWAITING_PODS,
-        f"Service {own.stable.name} has no ready pod, so there is nothing to compare {own.named} with: wait until it has, "
-        f"or leave out candidate and name {own.named} as stable",
+        f"{Backend.of(own.stable)} has no ready pod, so there is nothing to compare {own.named.name} with: wait until it has, "
+        f"or leave out candidate and name {own.named.name} as stable",
     )
 
 
@@ -165,8 +239,8 @@ def with_capacity(spec: Spec, status: Status, children: Children) -> Spec:
     own = spec.workload.services
     if own is None or status.phase not in AT_REST:
         return spec
-    serving = children.bound.get(status.stable.revision, "") if status.stable else own.stable.name
-    ready = len(ready_pods(children.slices_of(serving)))
+    serving = children.bound.get(status.stable.revision) if status.stable else Backend.of(own.stable)
+    ready = len(ready_behind(children, serving)) if serving else 0
     replicas = max(spec.workload.replicas, ready)
     return spec.model_copy(update={"workload": spec.workload.model_copy(update={"replicas": replicas})})
 

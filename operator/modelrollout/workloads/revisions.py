@@ -16,7 +16,8 @@ from ..api.revision import hash_revision
 from ..api.spec import GROUP, ModelSource, Spec
 from ..api.status import Status
 from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
-from .children import child_name, labels_for, name_in, owned
+from .backends import Backend
+from .children import bound_to, child_name, labels_for, name_in, owned
 
 DATA_VERSION = 1
 RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
@@ -29,22 +30,22 @@ class Record:
 
     template: Mapping[str, Any]  # the pod template, rendered
     ports: Sequence[Mapping[str, Any]]  # of its Service
-    service: str | None = None  # the user's, of a revision that has no template
+    backend: Backend | None = None  # the user's, of a revision that has no template
 
     @classmethod
     def of(cls, obj: Mapping[str, Any]) -> Record:
         """Read the data of a ControllerRevision that `controller_revision` made."""
         data = obj["data"]
-        return cls(template=data.get("template") or {}, ports=data["ports"], service=data.get("service"))
+        return cls(template=data.get("template") or {}, ports=data["ports"], backend=bound_to(obj))
 
     @classmethod
     def render(
-        cls, rollout: Mapping[str, Any], spec: Spec, revision: str, *, service: str | None = None
+        cls, rollout: Mapping[str, Any], spec: Spec, revision: str, *, backend: Backend | None = None
     ) -> Record:
-        """The record of the revision that a spec names; `service` is the user's in front of it, if there is one."""
+        """The record of the revision that a spec names; `backend` is the user's in front of it, if there is one."""
         return cls(
-            service=service,
-            template={} if service else render_template(rollout, spec, revision),
+            backend=backend,
+            template={} if backend else render_template(rollout, spec, revision),
             ports=[
                 {"name": port.name, "port": port.port, "targetPort": port.target, "protocol": "TCP"}
                 for port in spec.service.ports
@@ -109,8 +110,12 @@ def controller_revision(
 
     Of what served before a ModelRollout was made of it, the model is not known.
     """
-    what = {"service": record.service} if record.service else {"template": record.template}
-    known = record.service is None or hash_revision(spec) == revision
+    what: Object = {"template": record.template}
+    if record.backend is not None:
+        what = {"service": record.backend.name} | (
+            {"kind": record.backend.kind} if record.backend.pooled else {}
+        )
+    known = record.backend is None or hash_revision(spec) == revision
     return {
         "apiVersion": CONTROLLER_REVISION.api_version,
         "kind": CONTROLLER_REVISION.kind,

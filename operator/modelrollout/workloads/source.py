@@ -20,6 +20,7 @@ from ..cluster.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     ENDPOINT_SLICE,
+    INFERENCE_POOL,
     POD,
     SECRET,
     SERVICE,
@@ -28,8 +29,9 @@ from ..cluster.kinds import (
     Object,
 )
 from ..cluster.references import DATA_HASH, Interest
+from .backends import Backend, picker_of, pool_selector
 from .children import Children, Problem
-from .own_services import service_names
+from .own_services import own_backends
 
 CONFIG_ANNOTATION = f"{GROUP}/config-hash"
 _HASH_LENGTH = 10
@@ -39,11 +41,12 @@ Lookup: TypeAlias = Callable[[Kind, str], Object | None]
 
 
 def interests(
-    namespace: str, specs: Iterable[Spec], status: Status, children: Children, find: Lookup, *, track: bool
+    rollout: Object, specs: Iterable[Spec], status: Status, children: Children, find: Lookup, *, track: bool
 ) -> set[Interest]:
     """What a rollout needs to see besides its children. Ask again once it is in the store: a Deployment's template names
     ConfigMaps, and a Service selects pods. `track`: whether the operator may read ConfigMaps and Secrets."""
     wanted: set[Interest] = set()
+    namespace = str(rollout["metadata"]["namespace"])
     for spec in specs:
         workload = spec.workload
         if workload.deployment_ref is not None:
@@ -52,19 +55,37 @@ def interests(
             template = _template(spec, find)
             wanted |= {Interest(kind, namespace, name=name) for kind, name in config_names(template or {})}
         if workload.services is not None:
-            for name in service_names(spec, status, children):
-                wanted.update(_of_service(namespace, name, find))
+            for backend in own_backends(rollout, spec, status, children):
+                wanted.update(_behind(namespace, backend, find))
     return wanted
 
 
-def _of_service(namespace: str, name: str, find: Lookup) -> Iterator[Interest]:
-    yield Interest(SERVICE, namespace, name=name)
-    yield Interest(ENDPOINT_SLICE, namespace, selector=f"{SERVICE_NAME_LABEL}={name}")
+def _behind(namespace: str, backend: Backend, find: Lookup) -> Iterator[Interest]:
+    name = backend.name
+    yield Interest(backend.of_kind, namespace, name=name)
+    if backend.pooled:
+        pool = find(INFERENCE_POOL, name)
+        if pool is not None:
+            yield from pool_members(namespace, pool)
+        if pool is not None and (picker := picker_of(pool)):
+            yield _endpoints(namespace, picker)
+        return
+    yield _endpoints(namespace, name)
     obj = find(SERVICE, name)
     selector = (obj["spec"].get("selector") if obj else None) or {}
     if selector:
         text = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
         yield Interest(POD, namespace, selector=text)
+
+
+def _endpoints(namespace: str, service: str) -> Interest:
+    return Interest(ENDPOINT_SLICE, namespace, selector=f"{SERVICE_NAME_LABEL}={service}")
+
+
+def pool_members(namespace: str, pool: Mapping[str, Any]) -> Iterator[Interest]:
+    """The pods that a pool selects; of one without a selector there are none."""
+    if selector := pool_selector(pool):
+        yield Interest(POD, namespace, selector=selector)
 
 
 def filled_in(spec: Spec, find: Lookup, *, track: bool) -> tuple[Spec, Problem | None]:

@@ -54,10 +54,18 @@ def gateway(**more: Any) -> dict[str, Any]:
 CONTAINERS = {"spec": {"containers": [{"name": "server", "image": "lab/model:1"}]}}
 
 
-def own_services(candidate: str | None = "fraud-v2", **more: Any) -> dict[str, Any]:
-    """A workload of the user's own Services."""
-    second = {"candidate": {"name": candidate}} if candidate else {}
-    return {"services": {"stable": {"name": "fraud-v1"}, **second}, **more}
+def own_services(
+    candidate: str | None = "fraud-v2", *, kinds: tuple[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    """A workload of the user's own Services, or of these kinds."""
+    stable, second = ({"kind": kind} for kind in kinds) if kinds else ({}, {})
+    found: dict[str, Any] = {"stable": {"name": "fraud-v1", **stable}}
+    if candidate:
+        found["candidate"] = {"name": candidate, **second}
+    return {"services": found, **more}
+
+
+POOLS = ("InferencePool", "InferencePool")
 
 
 ROUTED = {"spec.traffic": {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}}
@@ -101,6 +109,15 @@ def bad(
 METRICS = "spec.analysis.metrics"
 STEPS = "spec.strategy.canary.steps"
 ROUTED = {"spec.traffic": gateway()}
+TEST = "spec.strategy.abTest"
+CHOSEN = [{"headers": [{"name": "x-tester", "value": "yes"}]}]
+
+
+def cookie(value: str) -> dict[str, Any]:
+    """A match by the value of a cookie."""
+    return {"cookie": {"name": "bucket", "value": value}}
+
+
 WITH_MIRROR = {"canary": {"steps": [{"weight": 0, "mirror": 10}, {"weight": 5}]}}
 
 BAD: tuple[Bad, ...] = (
@@ -155,7 +172,49 @@ BAD: tuple[Bad, ...] = (
         at="spec.workload.services.candidate",
         also=ROUTED,
     ),
+    bad(
+        "both sides are one pool",
+        "spec.workload",
+        own_services("fraud-v1", kinds=POOLS),
+        at="spec.workload.services.candidate",
+        also=ROUTED,
+    ),
+    bad(
+        "a kind of backends that nobody knows",
+        "spec.workload",
+        own_services(kinds=("Service", "Backend")),
+        at="spec.workload.services.candidate.kind",
+        also=ROUTED,
+    ),
     bad("pods of others make no ratio", "spec.workload", own_services(), at="spec.traffic"),
+    bad(
+        "a GRPCRoute names no pools",
+        "spec.workload",
+        own_services(kinds=("Service", "InferencePool")),
+        at="spec.traffic",
+        also={"spec.traffic": {"grpcRoute": {"name": "fraud"}}},
+    ),
+    bad(
+        "a VirtualService names no pools",
+        "spec.workload",
+        own_services(None, kinds=POOLS),
+        at="spec.traffic",
+        also={"spec.traffic": {"istio": {"virtualService": {"name": "fraud"}}}},
+    ),
+    bad(
+        "a pool gets no copies",
+        "spec.workload",
+        own_services(kinds=POOLS),
+        at="spec.strategy",
+        also={**ROUTED, "spec.strategy": {"canary": {"steps": [{"weight": 5, "mirror": 10}]}}},
+    ),
+    bad(
+        "a pool has no shadow",
+        "spec.workload",
+        own_services(kinds=("InferencePool", "Service")),
+        at="spec.strategy",
+        also={**ROUTED, "spec.strategy": {"shadow": {"mirror": 10, "duration": "1m"}}},
+    ),
     bad(
         "pods of others do not shrink",
         "spec.workload",
@@ -488,7 +547,7 @@ BAD: tuple[Bad, ...] = (
     bad("fewer than no revisions are kept", "spec.revisionHistoryLimit", -1),
     bad("a boolean is in quotes", "spec.paused", "true"),
     bad("a field of another API is written", "spec.replicas", 3),
-    bad("a member that is not served is written", "spec.strategy.abTest", {}),
+    bad("a member that is not served is written", "spec.strategy.bandit", {}),
     # strategies
     bad("a weight of 0 shows nothing", STEPS, [{"weight": 0}, {"weight": 5}], at=f"{STEPS}[0].weight"),
     bad("a batch is no share", "spec.strategy.rolling", {"batch": "25"}, at="spec.strategy.rolling.batch"),
@@ -552,6 +611,114 @@ BAD: tuple[Bad, ...] = (
         at="spec.strategy",
         names="size",
     ),
+    # A/B tests
+    *(
+        bad(name, TEST, {"duration": "1h", **test}, at=f"{TEST}{field}", also=ROUTED)
+        for name, field, test in (
+            ("a test both draws and chooses", "", {"weight": 10, "matches": CHOSEN}),
+            ("a draw is said of a draw", ".randomized", {"randomized": True}),
+            ("chosen users are no sample", ".reward", {"matches": CHOSEN, "reward": "errors"}),
+            ("who is chosen stays anyway", ".stickiness", {"matches": CHOSEN, "stickiness": {"cookie": "v"}}),
+            ("a reward is not measured", ".reward", {"reward": "revenue"}),
+            ("a test ends after the deadline", ".duration", {"duration": "7h"}),
+            ("a test has no time", ".duration", {"duration": "0s"}),
+            ("a test that all requests match", ".matches[0]", {"matches": [{}]}),
+            ("a cookie has two values", ".matches[0].cookie.value", {"matches": [cookie("a; b=c")]}),
+            (
+                "a cookie lasts no time",
+                ".stickiness.lifetime",
+                {"stickiness": {"cookie": "v", "lifetime": "0s"}},
+            ),
+            ("a test with all of the requests", ".weight", {"weight": 100}),
+            ("a test does something unknown", ".otherwise", {"otherwise": "Canary"}),
+        )
+    ),
+    bad("a test does not end", TEST, {}, at=f"{TEST}.duration"),
+    bad(
+        "pods can't choose requests",
+        TEST,
+        {"duration": "1h", "matches": CHOSEN},
+        at="spec.strategy",
+        names="matches",
+    ),
+    bad(
+        "a route of the user's gets no rule more",
+        STEPS,
+        [{"weight": 0, "matches": CHOSEN}, {"weight": 5}],
+        at="spec.strategy",
+        names="gatewayAPI",
+        also={"spec.traffic": {"httpRoute": {"name": "fraud"}}},
+    ),
+    bad(
+        "the steps after a shadow choose requests in a route of the user's",
+        "spec.strategy",
+        {
+            "shadow": {
+                "then": "Canary",
+                "canary": {"steps": [{"weight": 0, "matches": CHOSEN}, {"weight": 5}]},
+            }
+        },
+        names="gatewayAPI",
+        also={"spec.traffic": {"httpRoute": {"name": "fraud"}}},
+    ),
+    bad(
+        "Istio keeps a user on a pod and not on a version",
+        TEST,
+        {"duration": "1h", "stickiness": {"cookie": "v"}},
+        at=f"{TEST}.stickiness",
+        names="consistentHash",
+        also={"spec.traffic": {"istio": {"virtualService": {"name": "fraud"}}}},
+    ),
+    bad(
+        "a reward is a time",
+        TEST,
+        {"duration": "1h", "reward": "latency"},
+        at=f"{TEST}.reward",
+        also={METRICS: [errors(), latency()]},
+    ),
+    bad(
+        "a reward decides nothing",
+        TEST,
+        {"duration": "1h", "reward": "quality"},
+        at=f"{TEST}.reward",
+        also={METRICS: [errors(), {**score(), "dryRun": True}]},
+    ),
+    bad("a test compares nothing", TEST, {"duration": "1h"}, also={"spec.analysis": {"mode": "Off"}}),
+    bad(
+        "chosen users want room beside the baseline",
+        TEST,
+        {"duration": "1h", "matches": CHOSEN},
+        at="spec.workload.elastic",
+        also=ROUTED | {"spec.workload.elastic": True},
+    ),
+    bad(
+        "chosen users of a step want room beside the baseline",
+        STEPS,
+        [{"weight": 0, "matches": CHOSEN}, {"weight": 5}],
+        at="spec.workload.elastic",
+        also=ROUTED | {"spec.workload.elastic": True},
+    ),
+    bad(
+        "a test has a size where pods are the weight",
+        TEST,
+        {"duration": "1h", "size": 50},
+        at="spec.strategy",
+    ),
+    bad(
+        "a step both draws and chooses",
+        STEPS,
+        [{"weight": 5, "matches": CHOSEN}, {"weight": 5}],
+        at=f"{STEPS}[0].matches",
+        also=ROUTED,
+    ),
+    bad(
+        "a step both copies and chooses",
+        STEPS,
+        [{"weight": 0, "mirror": 5, "matches": CHOSEN}, {"weight": 5}],
+        at=f"{STEPS}[0].matches",
+        also=ROUTED,
+    ),
+    bad("steps end with chosen users", STEPS, [{"weight": 0, "matches": CHOSEN}], at=STEPS, also=ROUTED),
 )
 
 _TOLERANT = {"harm": {"ratio": "1", "absolute": "0"}, "accept": {"ratio": "1", "absolute": "0.001"}}
@@ -571,6 +738,23 @@ GOOD: dict[str, Mapping[str, Any]] = {
     },
     "two Services of the user's": {"spec.workload": own_services(), **ROUTED},
     "one Service of the user's": {"spec.workload": own_services(None, replicas=3), **ROUTED},
+    "two Services in a GRPCRoute of the user's": {
+        "spec.workload": own_services(),
+        "spec.traffic": {"grpcRoute": {"name": "fraud"}},
+    },
+    "two Services in a VirtualService of the user's": {
+        "spec.workload": own_services(),
+        "spec.traffic": {"istio": {"virtualService": {"name": "fraud"}}},
+    },
+    "two pools of the user's": {"spec.workload": own_services(kinds=POOLS), **ROUTED},
+    "two pools in an HTTPRoute of the user's": {
+        "spec.workload": own_services(kinds=POOLS),
+        "spec.traffic": {"httpRoute": {"name": "fraud"}},
+    },
+    "from a Service to a pool of the same name": {
+        "spec.workload": own_services("fraud-v1", kinds=("Service", "InferencePool")),
+        **ROUTED,
+    },
     "a route with filters, timeouts and annotations": {
         "spec.traffic": gateway(
             filters=[
@@ -622,6 +806,34 @@ GOOD: dict[str, Mapping[str, Any]] = {
     },
     "a canary that begins with copies": {**ROUTED, "spec.strategy": WITH_MIRROR},
     "a canary of full size": {**ROUTED, STEPS: [{"weight": 5, "size": 100, "mirror": 10}]},
+    "a canary that begins with chosen users": {
+        **ROUTED,
+        STEPS: [{"weight": 0, "matches": CHOSEN, "size": 10, "duration": "1h"}, {"weight": 5}],
+    },
+    "a test of half of the requests without a router": {"spec.strategy": {"abTest": {"duration": "1h"}}},
+    "a test that a reward ends, with a cookie that keeps users on one side": {
+        **ROUTED,
+        "spec.strategy": {
+            "abTest": {
+                "reward": "errors",
+                "weight": 20,
+                "duration": "6h",
+                "minRequests": 1000,
+                "stickiness": {"cookie": "fraud-side", "lifetime": "24h"},
+                "otherwise": "Promote",
+            }
+        },
+    },
+    "a test of chosen users": {
+        **ROUTED,
+        "spec.strategy": {"abTest": {"matches": CHOSEN, "duration": "1h", "size": 50}},
+    },
+    "a test of users who were drawn by lot": {
+        **ROUTED,
+        "spec.strategy": {
+            "abTest": {"matches": [cookie("b")], "randomized": True, "reward": "errors", "duration": "1h"}
+        },
+    },
     "an analysis that is off": {"spec.analysis": {"mode": "Off"}},
     "only a guardrail": {METRICS: [guardrail(max="70000")]},
     "all kinds of metrics": {METRICS: [errors(), latency(), score(), guardrail(min="-1.5")]},

@@ -124,6 +124,33 @@ async def test_a_kind_that_is_not_served_has_no_objects(world: World) -> None:
     assert world.store.get(HTTP_ROUTE, "ml", "fraud") is None
 
 
+async def test_a_kind_that_is_installed_later_is_noticed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelrollout.cluster.references.UNSERVED_PAUSE", 0.01)
+    await world.references.need(FRAUD, [Interest(HTTP_ROUTE, "ml", name="fraud")])
+    assert world.references.unserved == {"HTTPRoute"}
+    world.cluster.serve(HTTP_ROUTE)
+    world.cluster.seed(make(HTTP_ROUTE, "fraud", spec={}))
+    await world.until(lambda: world.store.get(HTTP_ROUTE, "ml", "fraud") is not None)
+    assert world.references.unserved == set()
+    assert world.told
+
+
+async def test_what_a_selector_matches_is_known_by_name_also_if_kopf_brings_it(world: World) -> None:
+    ours = {"modelrollout.dev/rollout": "fraud", "app": "model"}
+    for name, labels in (("a", {"app": "model"}), ("b", ours), ("c", {"app": "other"})):
+        world.cluster.seed(make(SERVICE, name, labels, spec={}))
+    interest = Interest(SERVICE, "ml", selector="app=model")
+    await world.references.need(FRAUD, [interest])
+    assert world.references.names(interest) == {"a", "b"}
+    assert world.store.get(SERVICE, "ml", "b") is None
+    world.store.put(await world.cluster.get(SERVICE, "ml", "b") or {})
+    world.references.forget(FRAUD)
+    assert world.references.names(interest) == frozenset()
+    assert world.store.get(SERVICE, "ml", "b") is not None, "it is Kopf's to remove"
+
+
 async def test_a_right_that_is_missing_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(*_: Any, **__: Any) -> Any:
         raise Forbidden("secrets is forbidden", status=403)

@@ -31,6 +31,7 @@ class Case:
     seen: Observation
     judged: Judgement
     mirrored: int  # percent of the requests that are copied to the candidate, in the route
+    matched: int  # percent of the requests that match that go to the candidate, in the route
     pods: dict[str, int]  # that exist now, by revision
     now: float
     timing: Timing
@@ -118,18 +119,21 @@ class Rules:
             self.s1_weight_needs_ready_pods,
             self.s2_weight_is_carried,
             self.mirrors_need_ready_pods,
+            self.matches_need_ready_pods,
             self.s9_capacity,
             self.elastic_stays_within_its_room,
             self.s3_pods_outlast_weight,
             self.s4_the_way_back_falls,
             self.s6_decisions_need_data,
+            self.s6_winners_are_proven,
             self.s8_clocks_keep_what_is_left,
         ):
             rule(case)
         for revision in (*by_revision(case.after), *(case.seen.route.weights or {})):
             self.last_weight[revision] = case.now
-        copied = case.before.candidate if case.mirrored else None
-        for role in (copied, case.after.candidate if case.after.weights.mirror else None):
+        beside = case.before.candidate if case.mirrored or case.matched else None
+        still = case.after.weights.mirror or case.after.weights.matched
+        for role in (beside, case.after.candidate if still else None):
             if role is not None:
                 self.last_weight[role.revision] = case.now
 
@@ -203,6 +207,31 @@ class Rules:
         settled = case.settled(status.candidate)
         assert not rose or mirror <= step.mirror * min(1, settled / needed), (
             "S2: a mirror before pods are ready"
+        )
+
+    def matches_need_ready_pods(self, case: Case) -> None:
+        """S1 to S3 for requests that the step chooses."""
+        status, matched, before = case.after, case.after.weights.matched, case.before.weights.matched
+        if matched == 0:
+            return
+        assert status.phase in (*COMPARING, Phase.PROMOTING), f"S1: matches in {status.phase}"
+        assert not status.parked, "S6: matches without metrics"
+        assert status.step is not None
+        assert status.candidate is not None
+        step = status.plan[status.step.index]
+        assert step.matches, "a step without matches chooses requests"
+        assert case.spec.traffic.router == "gatewayAPI", "a router that can't choose requests"
+        ready, baseline = case.ready(status.candidate), case.ready(status.stable)
+        assert ready, "S1: chosen requests for a revision without ready pods"
+        assert baseline, "S1: chosen requests, and nothing but the candidate serves"
+        assert status.weights.candidate == 0, "S2: chosen requests beside a share of all"
+        at_raise = case.before.step.baseline_ready if case.before.step else 0
+        needed = max(1, ceil(min(case.capacity, max(at_raise, baseline)) * step.size / 100))
+        assert matched <= 100 * min(1, ready / needed), f"S2: {ready} pods can't answer {matched} % of them"
+        settled = case.settled(status.candidate)
+        rose = matched > before
+        assert not rose or matched <= 100 * min(1, settled / needed), (
+            "S2: chosen requests before pods are ready"
         )
 
     def _carried(self, case: Case, goal: int, ready: int) -> int:
@@ -283,17 +312,38 @@ class Rules:
         if judged.assessment is None and not judged.guardrails and fresh:
             assert reason not in ("HarmProven", "GuardrailBreached", "ProvenHarmless"), f"S6: {reason}"
         step = before.plan[before.step.index] if before.step else None
-        copies = step is not None and step.weight == 0  # no label ever arrives for them …
+        copies = (
+            step is not None and step.weight == 0 and not step.matches
+        )  # no label ever arrives for them …
         nothing = step is not None and step.load == 0  # … and where there are none, nothing can be seen
         metrics = judged.assessment.metrics if judged.assessment else ()
-        stale = not nothing and not all(m.has_data for m in metrics if not (copies and m.kind == "score"))
+        gating = [m for m in metrics if m.gating and not (copies and m.kind == "score")]
+        stale = not nothing and not all(m.has_data for m in gating)
         if not (blind or stale):
             return
         if stale and not blind and before.unproven:
             return  # the deadline allowed to go on without proof, and it was looked
         completed = any(event.reason is EventReason.STEP_COMPLETED for event in case.decision.events)
         never = before.stable is not None and not before.stable.ever_ready
+        if reason == "NotSuperior" and after.phase == Phase.ROLLING_BACK:
+            return  # a test whose time is over takes nothing over
         assert not completed or case.asked("promote") or never, "S6: forward without data"
+
+    def s6_winners_are_proven(self, case: Case) -> None:
+        before, after = case.before, case.after
+        entry = after.history[0] if after.history else None
+        if entry is None or entry.reason != "ProvenSuperior" or after.phase != Phase.PROMOTING:
+            return
+        if before.phase == Phase.PROMOTING:
+            return
+        assert before.step is not None
+        step, found = before.plan[before.step.index], case.judged.assessment
+        metrics = [m for m in found.metrics if m.gating] if found else []
+        won = [m for m in metrics if m.name == step.reward and m.superior and m.has_data]
+        assert won, "S6: a winner that is not proven better"
+        assert step.randomized, "S6: a winner among users who were chosen"
+        assert all(m.harmless or m.superior for m in metrics), "S6: a winner that may do harm"
+        assert found is not None and not found.harm, "S6: a winner that does harm"
 
     def s8_clocks_keep_what_is_left(self, case: Case) -> None:
         before, after = case.before, case.after

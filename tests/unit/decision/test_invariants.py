@@ -16,7 +16,7 @@ from modelrollout.api.status import Status
 from modelrollout.api.validate import parse
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
 
-from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
+from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, superior
 
 ROUNDS = 40  # within which a world that nobody touches must come to rest
 
@@ -27,6 +27,7 @@ STEPS: list[Any] = [
     [{"weight": 25, "approval": True}, {"weight": 99, "duration": "1m"}],
     None,
 ]
+CHOSEN = [{"cookie": {"name": "bucket", "value": "b"}}]
 STRATEGIES: list[Any] = [
     *({"canary": {"steps": steps} if steps else {}} for steps in STEPS),
     {"canary": {"steps": [{"weight": 0, "mirror": 30}, {"weight": 20, "mirror": 80, "size": 100}]}},
@@ -35,6 +36,11 @@ STRATEGIES: list[Any] = [
     {"blueGreen": {"mirror": 50, "duration": "1m"}},
     {"blueGreen": {"approval": True}},
     {"shadow": {"duration": "1m"}},
+    {"abTest": {"reward": "errors", "duration": "10m", "weight": 30}},
+    {"abTest": {"reward": "errors", "duration": "1m", "minRequests": 2000, "otherwise": "Promote"}},
+    {"abTest": {"matches": CHOSEN, "duration": "10m", "otherwise": "Promote"}},
+    {"abTest": {"matches": CHOSEN, "randomized": True, "reward": "errors", "duration": "5m", "size": 25}},
+    {"canary": {"steps": [{"weight": 0, "matches": CHOSEN, "duration": "1m", "size": 50}, {"weight": 20}]}},
     {"shadow": {"mirror": 100, "then": "Canary", "canary": {"steps": STEPS[0]}}},
 ]
 GATEWAY: dict[str, Any] = {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}
@@ -43,6 +49,8 @@ JUDGEMENTS = {
     "neutral": NEUTRAL,
     "good": GOOD,
     "bad": BAD,
+    "better": replace(GOOD, assessment=superior(assessment(harmless=True))),
+    "better, and perhaps harmful": replace(NEUTRAL, assessment=superior(assessment())),
     "outlier": replace(NEUTRAL, assessment=assessment(outlier=True)),
     "both": replace(GOOD, assessment=replace(assessment(harmless=True), harm=True)),
     "no traffic": replace(NEUTRAL, data=Data.NO_TRAFFIC, assessment=assessment(has_data=False)),

@@ -152,17 +152,80 @@ def lose_metrics_of_the_shadow() -> None:
     world.judge(GOOD, data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now).run(600)
 
 
+CHOOSING = {"abTest": {"matches": [{"cookie": {"name": "bucket", "value": "b"}}], "duration": "1m"}}
+
+
+def choosing() -> World:
+    return started(World(spec=spec_of(strategy=CHOOSING)).healthy().release("2"))
+
+
+def choose() -> None:
+    World(spec=spec_of(strategy=CHOOSING)).healthy().release("2").run(60, every=1)
+
+
+def lose_those_who_answer_the_chosen() -> None:
+    world = choosing()
+    world.lose(world.revision, 3).tick(1)
+
+
+def lose_what_others_get() -> None:
+    world = choosing()
+    assert world.status.stable
+    world.lose(world.status.stable.revision, 4).tick(1)
+
+
+def end_the_test_of_chosen_requests() -> None:
+    choosing().until("Healthy").run(60, every=1)
+
+
+def lose_metrics_of_chosen_requests() -> None:
+    world = choosing()
+    world.judge(GOOD, data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now).run(1900)
+    assert world.status.parked
+
+
+TESTING = {"abTest": {"reward": "errors", "duration": "10m"}}
+
+
+def have_an_equal_reward() -> None:
+    equal = assessment(harmless=True)
+    started(World(spec=spec_of(strategy=TESTING)).healthy().release("2")).judge(GOOD, assessment=equal).run(
+        60
+    )
+
+
+def have_a_better_reward_and_perhaps_harm() -> None:
+    spec = spec_of(strategy={"abTest": {"reward": "clicks", "duration": "10m"}})
+    spec["analysis"]["metrics"].append({"name": "clicks", "score": {"sum": "s", "count": "c"}})
+    better = assessment(reward=True, superior=True)
+    started(World(spec=spec).healthy().release("2")).judge(NEUTRAL, assessment=better).run(60)
+
+
 # Rules taken out
 
 
-def copy_all(round: Round, wanted: int) -> int:
-    return round.plan_step.mirror
+def all_of_it(round: Round, share: int, present: int, wanted: int) -> int:
+    return share
 
 
 def copies_stay(round: Round) -> Round:
     decided = _forward(round)
     alone = decided.status.weights.candidate == 100
     return decided.put(weights=Weights(candidate=100, mirror=60)) if alone else decided
+
+
+def chosen_stay(round: Round) -> Round:
+    decided = _forward(round)
+    alone = decided.status.weights.candidate == 100
+    return decided.put(weights=Weights(candidate=100, matched=100)) if alone else decided
+
+
+def never_parked(round: Round) -> int:
+    return 100 if round.status.step is not None and round.comparing else 0
+
+
+def always(round: Round) -> bool:
+    return True
 
 
 def always_full(weight: int, ready: int, wanted: int) -> int:
@@ -258,7 +321,24 @@ TAKEN = {
         capacity, "_shrunk", at_once, promote_elastic, "S3"
     ),
     "S1 copies go on to a candidate without ready pods": Taken(
-        capacity, "_mirrored", copy_all, lose_the_shadow, "S1"
+        capacity, "_beside", all_of_it, lose_the_shadow, "S1"
+    ),
+    "S1 chosen requests go to pods that are not ready": Taken(
+        capacity, "_beside", all_of_it, lose_those_who_answer_the_chosen, "S1"
+    ),
+    "S1 chosen requests are apart when nothing but the candidate serves": Taken(
+        capacity, "_forward", chosen_stay, lose_what_others_get, "S1"
+    ),
+    "S2 chosen requests do not wait for pods": Taken(Round, "settled", ready_at_once, choose, "S2"),
+    "S3 a candidate of chosen requests does not drain": Taken(
+        transitions, "_retire", no_drain, end_the_test_of_chosen_requests, "S3"
+    ),
+    "S6 chosen requests stay without metrics": Taken(
+        capacity, "matched_goal", never_parked, lose_metrics_of_chosen_requests, "S6"
+    ),
+    "S6 what is equal wins": Taken(chain, "superior", always, have_an_equal_reward, "S6"),
+    "S6 a better reward makes up for what is not proven harmless": Taken(
+        chain, "proven", always, have_a_better_reward_and_perhaps_harm, "S6"
     ),
     "S1 copies go on when nothing but the candidate serves": Taken(
         capacity, "_forward", copies_stay, lose_what_is_shadowed, "S1"

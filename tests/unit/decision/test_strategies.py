@@ -333,3 +333,208 @@ def test_an_edit_of_the_holdback_takes_no_pods_from_a_weight_that_is_still_neede
     assert world.status.stable
     world.lose(world.status.stable.revision, 1).tick()
     world.edit(watch={"duration": "10m", "holdback": 0, "standby": 0}).run(60)
+
+
+METRICS = [
+    {"name": "errors", "ratio": {"bad": 'r{code="5"}', "total": "r"}},
+    {"name": "clicks", "score": {"sum": "c_sum", "count": "c_count"}},
+]
+BETTER = replace(GOOD, assessment=assessment(harmless=True, reward=True, superior=True))
+AS_GOOD = replace(GOOD, assessment=assessment(harmless=True, reward=True))
+BETTER_BUT = replace(NEUTRAL, assessment=assessment(reward=True, superior=True))
+UNDECIDED = replace(NEUTRAL, assessment=assessment(reward=True))
+
+
+class TestABTest:
+    TEST: ClassVar[dict[str, Any]] = {"reward": "clicks", "weight": 30, "duration": "30m"}
+
+    def running(self, more: dict[str, Any] | None = None, **analysis: Any) -> World:
+        """An A/B test that runs, undecided."""
+        strategy = {"abTest": {**self.TEST, **(more or {})}}
+        world = released(strategy, analysis={"metrics": METRICS, **analysis}).judge(UNDECIDED)
+        return started(world)
+
+    def test_the_better_reward_wins_at_once(self) -> None:
+        world = self.running()
+        assert world.status.weights.candidate == 30
+        world.judge(BETTER)
+        assert weights(world) == [30, 90]
+        entry = world.status.history[0]
+        assert (entry.outcome, entry.reason, entry.unproven) == ("Promoted", "ProvenSuperior", False)
+        assert entry.message == "clicks 99 % good, baseline 99 %, bad 1.00x [0.80, 1.30], better"
+
+    def test_without_a_winner_its_time_ends_it_and_the_candidate_is_not_taken_over(self) -> None:
+        world = self.running().judge(AS_GOOD)
+        world.run(1750)
+        assert world.status.phase == Phase.PROGRESSING
+        world.until("Healthy")
+        entry, stable = world.status.history[0], world.status.stable
+        assert (entry.outcome, entry.reason, entry.unproven) == ("Judged", "NotSuperior", True)
+        assert stable and stable.model == "fraud 1"
+        assert (
+            world.status.message
+            and "fraud 2 was judged and not taken over (no winner" in world.status.message
+        )
+        world.run(600)
+        assert world.status.phase == Phase.HEALTHY, "it is not tested again by itself"
+
+    def test_what_is_proven_harmless_may_take_over_after_its_time(self) -> None:
+        harmless = replace(GOOD, assessment=assessment(harmless=True))
+        world = self.running({"otherwise": "Promote", "reward": "errors"}).judge(harmless).until("Watching")
+        entry = world.status.history[0]
+        assert (entry.outcome, entry.reason, entry.unproven) == ("Promoted", "ProvenHarmless", False)
+
+    @pytest.mark.parametrize("otherwise", ["Stop", "Promote"])
+    def test_what_is_not_proven_harmless_is_not_taken_over(self, otherwise: str) -> None:
+        world = self.running({"otherwise": otherwise}).until("Healthy")
+        assert world.status.history[0].reason == "NotSuperior"
+
+    def test_a_better_reward_waits_for_the_proof_that_nothing_else_is_harmed(self) -> None:
+        world = self.running().judge(BETTER_BUT).run(600)
+        assert world.status.phase == Phase.PROGRESSING
+        world.judge(BETTER).until("Watching")
+        assert world.status.history[0].reason == "ProvenSuperior"
+
+    def test_a_better_reward_does_not_make_up_for_harm(self) -> None:
+        harmed = assessment(harm=True, reward=True, superior=True)
+        world = self.running().judge(replace(BAD, assessment=harmed)).until("RolledBack")
+        assert world.status.rejected and world.status.rejected.reason == "HarmProven"
+
+    def test_a_better_reward_that_is_no_more_measured_does_not_win(self) -> None:
+        silent = assessment(harmless=True, reward=True, superior=True, has_data=False)
+        world = self.running().judge(replace(BETTER, assessment=silent)).run(600)
+        assert world.status.phase == Phase.PROGRESSING
+
+    def test_few_settled_polls_are_no_victory(self) -> None:
+        early = assessment(harmless=True, reward=True, superior=True, settled=7)
+        world = self.running().judge(replace(BETTER, assessment=early)).run(600)
+        assert world.status.phase == Phase.PROGRESSING
+
+    def test_nothing_is_won_before_enough_requests(self) -> None:
+        world = self.running({"minRequests": 5000}).judge(BETTER).run(300)
+        assert world.status.phase == Phase.PROGRESSING
+        more = assessment(harmless=True, reward=True, superior=True, requests=7000)
+        world.judge(replace(BETTER, assessment=more)).until("Watching")
+
+    def test_its_time_ends_it_however_few_requests_came(self) -> None:
+        world = self.running({"minRequests": 10**9}).until("Healthy")
+        assert world.status.history[0].reason == "NotSuperior"
+
+    def test_its_own_end_comes_before_a_deadline_that_is_due_then(self) -> None:
+        world = self.running(deadline="30m").until("Healthy", "Paused")
+        assert world.status.phase == Phase.HEALTHY
+
+    def test_a_clock_that_is_held_for_too_long_is_the_deadlines_to_end(self) -> None:
+        world = self.running(deadline="30m")
+        world.lose(world.revision, 4).until("Paused", "RolledBack")
+        assert world.status.history[0].reason != "NotSuperior"
+
+    def test_metrics_that_are_away_hold_the_end(self) -> None:
+        world = self.running()
+        away = Judgement(data=Data.UNAVAILABLE, problem="x", failed_polls=3, outage_since=world.now)
+        world.judge(away).run(3600)
+        assert world.status.phase == Phase.PROGRESSING
+        world.judge(BETTER).until("Watching")
+
+    def test_without_a_reward_it_compares_for_its_time(self) -> None:
+        world = released({"abTest": {"duration": "10m", "otherwise": "Promote"}}).judge(GOOD)
+        assert weights(started(world)) == [50, 90]
+        assert world.status.history[0].reason == "ProvenHarmless"
+
+    def test_somebody_may_end_it(self) -> None:
+        world = self.running().ask("promote").until("Watching")
+        assert (world.status.history[0].reason, world.status.history[0].unproven) == (
+            "PromoteRequested",
+            True,
+        )
+
+
+CHOSEN: list[dict[str, Any]] = [{"headers": [{"name": "x-tester", "value": "yes"}]}]
+
+
+class TestChosenRequests:
+    TEST: ClassVar[dict[str, Any]] = {"abTest": {"matches": CHOSEN, "duration": "10m"}}
+
+    def test_who_is_chosen_gets_the_candidate_and_nobody_else(self) -> None:
+        world = started(released(self.TEST))
+        status = world.status
+        assert (status.weights.candidate, status.weights.matched) == (0, 100)
+        assert status.candidate and status.candidate.desired == 4, "how many will match is not known"
+        assert status.message and "0 % and requests that match · only guardrails decide" in status.message
+        assert weights(world.judge(GOOD)) == [0]
+        assert (world.status.history[0].outcome, world.status.weights.matched) == ("Judged", 0)
+
+    def test_they_wait_for_pods_that_are_ready_for_long(self) -> None:
+        world = released(self.TEST)
+        world.run(25)
+        assert world.status.weights.matched == 0
+        started(world)
+        assert world.status.weights.matched == 100
+
+    def test_they_go_back_at_once_with_the_pods_that_answer(self) -> None:
+        world = started(released(self.TEST))
+        world.lose(world.revision, 4).tick(1)
+        assert world.status.weights.matched == 0
+        world.lose(world.revision, 0).run(60)
+        assert world.status.weights.matched == 100
+
+    def test_fewer_ready_pods_get_fewer_of_them(self) -> None:
+        world = started(released(self.TEST))
+        world.lose(world.revision, 3).tick(1)
+        assert world.status.weights.matched == 25
+
+    def test_a_written_size_is_enough(self) -> None:
+        strategy = {"abTest": {"matches": CHOSEN, "duration": "10m", "size": 25}}
+        world = started(released(strategy))
+        assert world.status.candidate and world.status.candidate.desired == 1
+
+    def test_nothing_that_was_measured_of_them_decides(self) -> None:
+        world = started(released(self.TEST)).judge(BAD).run(300)
+        assert world.status.phase == Phase.PROGRESSING
+
+    def test_after_their_time_what_breached_no_guardrail_may_take_over_unproven(self) -> None:
+        strategy = {"abTest": {"matches": CHOSEN, "duration": "10m", "size": 50, "otherwise": "Promote"}}
+        world = started(released(strategy)).until("Promoting", every=1)
+        assert world.status.weights.matched == 100, "until the switch takes them along"
+        world.until("Watching")
+        entry = world.status.history[0]
+        assert (entry.outcome, entry.reason, entry.unproven) == ("Promoted", "NotProven", True)
+        assert world.status.weights.matched == 0
+
+    def test_those_drawn_by_lot_are_compared(self) -> None:
+        test = {"matches": CHOSEN, "randomized": True, "reward": "clicks", "duration": "1h"}
+        world = started(released({"abTest": test}, analysis={"metrics": METRICS}).judge(UNDECIDED))
+        world.judge(BETTER).until("Watching")
+        assert world.status.history[0].reason == "ProvenSuperior"
+
+    def test_lost_metrics_send_them_back_after_a_while(self) -> None:
+        world = started(released(self.TEST))
+        away = Judgement(data=Data.UNAVAILABLE, problem="x", failed_polls=3, outage_since=world.now)
+        world.judge(away).run(1860)
+        assert (world.status.parked, world.status.weights.matched) == (True, 0)
+
+    def test_when_the_baseline_is_down_what_is_ready_serves(self) -> None:
+        world = started(released(self.TEST))
+        assert world.status.stable
+        world.lose(world.status.stable.revision, 4).tick(1)
+        assert (world.status.weights.candidate, world.status.weights.matched) == (100, 0)
+        world.lose(world.status.stable.revision, 0).run(60)
+        assert (world.status.weights.candidate, world.status.weights.matched) == (0, 100)
+
+    def test_they_are_the_first_step_of_a_canary(self) -> None:
+        steps = [
+            {"weight": 0, "matches": CHOSEN, "duration": "5m", "size": 25},
+            {"weight": 20, "duration": "1m"},
+        ]
+        world = started(released({"canary": {"steps": steps}})).judge(GOOD)
+        assert world.status.weights.matched == 100
+        assert weights(world) == [0, 20, 90]
+        assert world.status.history[0].reason == "ProvenHarmless"
+
+    def test_an_edit_does_not_give_chosen_users_another_model(self) -> None:
+        world = started(released({"canary": {"steps": [{"weight": 10, "duration": "10m"}]}}))
+        world.edit(strategy=self.TEST).run(60)
+        assert (world.status.weights.candidate, world.status.weights.matched) == (10, 0)
+        started(released(self.TEST)).edit(
+            strategy={"abTest": {"matches": [{"cookie": {"name": "a", "value": "b"}}], "duration": "10m"}}
+        ).run(60)

@@ -17,6 +17,7 @@ class Stored(World):
     """A world in which every revision that was ever named has a record."""
 
     stored: set[str] = field(default_factory=set)
+    hopeless: dict[str, str] = field(default_factory=dict)
 
     def tick(self, seconds: float = 0.0) -> Decision:
         self.stored.add(self.revision)
@@ -30,7 +31,7 @@ class Stored(World):
         )
 
     def seen(self) -> Observation:
-        return replace(super().seen(), stored=frozenset(self.stored))
+        return replace(super().seen(), stored=frozenset(self.stored), lost=self.hopeless)
 
     def request(self, verb: str, revision: str, salt: str = "1") -> Stored:
         self.annotations[verb] = f"{revision}@{salt}"
@@ -102,6 +103,14 @@ def test_ignored(world: Stored, verb: str, revision: str, said: str) -> None:
     world.request(verb, revision).tick(5)
     assert [m for r, m in world.events if r == "RequestIgnored" and said in m]
     assert (world.status.undo, world.status.restarted, world.status.phase) == (None, [], before.phase)
+
+
+def test_what_can_not_come_back_is_said_with_the_reason(world: Stored) -> None:
+    old, _ = revisions(world)
+    world.hopeless = {old: "its Service is gone"}
+    world.request("undo", old).tick(5)
+    assert [m for r, m in world.events if r == "RequestIgnored" and "its Service is gone" in m]
+    assert world.status.undo is None
 
 
 def test_what_is_asked_for_already_is_ignored(world: Stored) -> None:

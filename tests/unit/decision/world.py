@@ -57,6 +57,8 @@ def assessment(
     has_data: bool = True,
     settled: int = 8,
     requests: float = 1000.0,
+    reward: bool = False,
+    superior: bool = False,
 ) -> Assessment:
     """What the engine would say, in short."""
     verdict = Verdict.HARMFUL if harm else Verdict.HARMLESS if harmless else Verdict.INCONCLUSIVE
@@ -81,6 +83,8 @@ def assessment(
         bound=1.0,
         absolute=0.0025,
     )
+    # The reward, which proves nothing but that it is better.
+    won = replace(metric, name="clicks", kind="score", harmless=False, reward=True, superior=superior)
     # A score that says nothing yet, besides.
     silent = replace(
         metric,
@@ -99,8 +103,14 @@ def assessment(
         outlier_pod="fraud-x" if outlier else None,
         harmless=harmless and not score,
         settled_polls=0 if score else settled,
-        metrics=(metric, silent) if score else (metric,),
+        metrics=(metric, *((silent,) if score else ()), *((won,) if reward else ())),
     )
+
+
+def superior(found: Assessment) -> Assessment:
+    """The same, with the first metric proven better, as a reward."""
+    first, *others = found.metrics
+    return replace(found, metrics=(replace(first, reward=True, superior=True), *others))
 
 
 NEUTRAL = Judgement(data=Data.OK, assessment=assessment(), rate=100.0)
@@ -128,6 +138,7 @@ class World:
     room: float = math.inf  # pods that find a place
     routed: tuple[dict[str, int], float] | None = None
     mirrored: int = 0  # percent of the requests that the route copies to the candidate
+    matched: int = 0  # percent of the requests that match that the route sends to the candidate
     generation: int = 1
     events: list[tuple[str, str]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
@@ -173,7 +184,8 @@ class World:
                 waiting=("Unschedulable: Insufficient nvidia.com/gpu",) if math.inf in since else (),
             )
         weights, since_when = self.routed or (None, None)
-        stands = weights == self._wanted_route() and self.mirrored == self.status.weights.mirror
+        beside = self.status.weights.mirror, self.status.weights.matched
+        stands = weights == self._wanted_route() and (self.mirrored, self.matched) == beside
         accepted = stands and not self.route_refused
         route = RouteView(weights=weights, routed_since=since_when if accepted else None)
         return Observation(revisions=views, route=route, pinned=self.pinned)
@@ -201,8 +213,8 @@ class World:
 
     def decide(self) -> Decision:
         """Decide, hold the decision against the rules, and commit nothing."""
-        wish, seen = self.wish(), self.seen()
-        decision = decide(wish, self.status, seen, self.judged, now=self.now, timing=TIMING)
+        wish, seen, judged = self.wish(), self.seen(), self.judged_now
+        decision = decide(wish, self.status, seen, judged, now=self.now, timing=TIMING)
         self.rules.check(
             Case(
                 before=self.status,
@@ -210,14 +222,25 @@ class World:
                 decision=decision,
                 wish=wish,
                 seen=seen,
-                judged=self.judged,
+                judged=judged,
                 mirrored=self.mirrored,
+                matched=self.matched,
                 pods={revision: len(since) for revision, since in self.pods.items()},
                 now=self.now,
                 timing=TIMING,
             )
         )
         return decision
+
+    @property
+    def judged_now(self) -> Judgement:
+        """What the metrics say of the present step: of users who were chosen they are only told."""
+        step, found = self.status.trying, self.judged.assessment
+        if step is None or step.randomized or found is None:
+            return self.judged
+        metrics = tuple(replace(metric, gating=False) for metric in found.metrics)
+        told = replace(found, metrics=metrics, harm=False, harmless=False, outlier=False)
+        return replace(self.judged, assessment=told)
 
     def run(self, seconds: float, *, every: float = 5.0) -> World:
         """Tick for a while."""
@@ -250,10 +273,10 @@ class World:
         self.pods = {revision: since for revision, since in self.pods.items() if revision in alive}
         self._place()
         wanted = self._wanted_route()
-        mirror = self.status.weights.mirror
-        stands = self.routed is not None and self.routed[0] == wanted and self.mirrored == mirror
-        if not self.route_refused and wanted and not stands:
-            self.routed, self.mirrored = (wanted, self.now), mirror
+        beside = self.status.weights.mirror, self.status.weights.matched
+        stands = self.routed is not None and self.routed[0] == wanted
+        if not self.route_refused and wanted and not (stands and (self.mirrored, self.matched) == beside):
+            self.routed, (self.mirrored, self.matched) = (wanted, self.now), beside
 
     def _place(self) -> None:
         """Give pods without a place the room that there is."""

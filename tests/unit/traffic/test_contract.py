@@ -14,10 +14,18 @@ import pytest
 
 from modelrollout.api.status import Status
 from modelrollout.cluster.actions import Action, Apply, JsonPatch
-from modelrollout.cluster.kinds import GRPC_ROUTE, HTTP_ROUTE, SERVICE, VIRTUAL_SERVICE, Kind
+from modelrollout.cluster.kinds import (
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    INFERENCE_POOL,
+    SERVICE,
+    VIRTUAL_SERVICE,
+    Kind,
+)
 from modelrollout.traffic import ROUTERS as TABLE
 from modelrollout.traffic import RouteReading, restorations, route_actions, router_of
-from modelrollout.workloads import workload_actions
+from modelrollout.workloads import Children, workload_actions
+from modelrollout.workloads.own_services import bind
 from tests.unit.workloads.manifests import (
     Object,
     accepted_of,
@@ -45,12 +53,32 @@ class Rig:
     # A merge patch after which the object is none of ours, and how that is called.
     estrange: Any = field(default_factory=lambda: copy.deepcopy(STRANGER))
     estranged: str = "NameTaken: "
+    own: str | None = None  # each version is behind one of this kind, which the user keeps
+    newer: str | None = None  # or the second one behind one of this kind
     server: Server = field(default_factory=Server)
 
     def __post_init__(self) -> None:
-        self.older = manifest(traffic=self.traffic)
-        self.rollout = with_version(self.older, "2")
+        if self.own is None:
+            self.older = manifest(traffic=self.traffic)
+            self.rollout = with_version(self.older, "2")
+        else:
+            stable = {"name": "fraud-v1", "kind": self.own}
+            candidate = {"name": "fraud-v2", "kind": self.newer or self.own}
+            self.older = manifest(traffic=self.traffic, workload={"services": {"stable": stable}})
+            both = {"stable": stable, "candidate": candidate}
+            newer = manifest(traffic=self.traffic, workload={"services": both})
+            self.rollout = with_version(newer, "2")
         self.first, self.second = revision_of(self.older), revision_of(self.rollout)
+
+    @property
+    def root(self) -> str:
+        """What the user's route names."""
+        return "fraud-v1" if self.own else "fraud"
+
+    def children(self, status: Status, rollout: Object | None = None) -> Children:
+        rollout = rollout or self.rollout
+        rollout["status"] = {"stable": status.stable.to_wire()} if status.stable else {}
+        return bind(rollout, spec_of(rollout), status, self.server.children())
 
     def status(self, weights: Splits, sizes: Splits = (3, 1, 0), *, promoted: bool = False) -> Status:
         if promoted:
@@ -59,6 +87,10 @@ class Rig:
 
     def start(self) -> None:
         """The first revision serves alone."""
+        if self.own is not None:
+            for name, kind in (("fraud-v1", self.own), ("fraud-v2", self.newer or self.own)):
+                self.server.put(backend_of(kind, name))
+                self.server.endpoints(f"{name}-epp", ["epp"])
         if self.borrowed is not None:
             self.server.put(copy.deepcopy(self.borrowed))
         status = status_of(self.first, sizes=(3, 0, 0))
@@ -68,12 +100,13 @@ class Rig:
         self.report(self, status)
 
     def pods(self, first: int, second: int) -> None:
-        self.server.pods(f"fraud-{self.first}", self.first, first)
-        self.server.pods(f"fraud-{self.second}", self.second, second)
+        names = ("fraud-v1", "fraud-v2") if self.own else (f"fraud-{self.first}", f"fraud-{self.second}")
+        self.server.pods(names[0], self.first, first)
+        self.server.pods(names[1], self.second, second)
 
     def actions(self, status: Status, rollout: Object | None = None) -> list[Action]:
         rollout = rollout or self.rollout
-        children = self.server.children()
+        children = self.children(status, rollout)
         # The first round has the template; later ones must do without.
         spec = accepted_of(rollout) if children.controller_revisions else spec_of(rollout)
         return [
@@ -88,7 +121,7 @@ class Rig:
         """A committed split, written and answered."""
         status = self.status(weights, sizes, **roles)
         rollout = self.rollout
-        self.server.run([*workload_actions(rollout, spec_of(rollout), status, self.server.children(), NOW)])
+        self.server.run([*workload_actions(rollout, spec_of(rollout), status, self.children(status), NOW)])
         ready = (sizes[2], sizes[0]) if roles.get("promoted") else (sizes[0], sizes[1])
         self.pods(*ready)
         self.write(status)
@@ -97,7 +130,7 @@ class Rig:
 
     def observe(self, status: Status) -> RouteReading:
         spec = accepted_of(self.rollout)
-        return router_of(spec).observe(self.rollout, spec, status, self.server.children())
+        return router_of(spec).observe(self.rollout, spec, status, self.children(status))
 
 
 STRANGER = {"metadata": {"ownerReferences": None, "labels": {"modelrollout.dev/rollout": "another"}}}
@@ -115,6 +148,17 @@ def route_of(kind: Kind, *rules: Object) -> Object:
     }
 
 
+def backend_of(kind: str, name: str) -> Object:
+    """A Service or pool that the user keeps."""
+    metadata = {"name": name, "namespace": "ml"}
+    if kind == SERVICE.kind:
+        spec: Object = {"selector": {"app": name}, "ports": [{"name": "http", "port": 80}]}
+        return {"apiVersion": SERVICE.api_version, "kind": kind, "metadata": metadata, "spec": spec}
+    spec = {"selector": {"matchLabels": {"app": name}}, "targetPorts": [{"number": 80}]}
+    spec["endpointPickerRef"] = {"name": f"{name}-epp", "port": {"number": 9002}}
+    return {"apiVersion": INFERENCE_POOL.api_version, "kind": kind, "metadata": metadata, "spec": spec}
+
+
 def virtual_service(*routes: Object) -> Object:
     """A VirtualService that the user keeps."""
     return {
@@ -130,14 +174,18 @@ def gateway_accepts(rig: Rig, _: Status) -> None:
 
 
 def borrowed_settles(rig: Rig, status: Status) -> None:
-    endpoints_follow(rig, status)
+    if rig.own is None:
+        endpoints_follow(rig, status)
     if rig.carrier is not VIRTUAL_SERVICE:
         gateway_accepts(rig, status)
 
 
-def borrowed(traffic: Object, kind: Kind) -> Rig:
+def borrowed(traffic: Object, kind: Kind, own: str | None = None) -> Rig:
     """A router in a route of the user's; a GitOps tool puts its own content back."""
-    route = route_of(kind, {"backendRefs": [copy.deepcopy(BACKEND)]})
+    backend = copy.deepcopy(BACKEND) | ({"name": "fraud-v1"} if own else {})
+    if own == INFERENCE_POOL.kind:
+        backend = {"group": INFERENCE_POOL.group, "kind": own, "name": "fraud-v1"}
+    route = route_of(kind, {"backendRefs": [backend]})
     return Rig(
         traffic=traffic,
         carrier=kind,
@@ -146,11 +194,13 @@ def borrowed(traffic: Object, kind: Kind) -> Rig:
         borrowed=route,
         estrange={"spec": {"rules": [{"backendRefs": [{"name": "other", "port": 80}]}]}},
         estranged="ReferenceNotFound: ",
+        own=own,
     )
 
 
-def istio() -> Rig:
-    http = {"name": "primary", "route": [{"destination": {"host": "fraud", "port": {"number": 80}}}]}
+def istio(own: str | None = None) -> Rig:
+    host = "fraud-v1" if own else "fraud"
+    http = {"name": "primary", "route": [{"destination": {"host": host, "port": {"number": 80}}}]}
     other = {"name": "primary", "route": [{"destination": {"host": "other"}}]}
     return Rig(
         traffic={"istio": {"virtualService": {"name": "fraud", "route": "primary"}}},
@@ -160,6 +210,7 @@ def istio() -> Rig:
         borrowed=virtual_service(http),
         estrange={"spec": {"http": [other]}},
         estranged="ReferenceNotFound: ",
+        own=own,
     )
 
 
@@ -171,21 +222,40 @@ def endpoints_follow(rig: Rig, _: Status) -> None:
     rig.server.endpoints("fraud", [p.name for p in pods if wanted in (None, p.revision)])
 
 
-ROUTERS: dict[str, Callable[[], Rig]] = {
-    "gatewayAPI": lambda: Rig(
+def gateway_api(own: str | None = None) -> Rig:
+    return Rig(
         traffic={"gatewayAPI": {"parentRefs": [{"name": "public", "namespace": "gateways"}]}},
         carrier=HTTP_ROUTE,
         spoil={
             "spec": {"rules": [{"backendRefs": [{"name": "other", "port": 80, "weight": 1}], "matches": []}]}
         },
         report=gateway_accepts,
-    ),
+        own=own,
+    )
+
+
+ROUTERS: dict[str, Callable[[], Rig]] = {
+    "gatewayAPI": gateway_api,
     "httpRoute": lambda: borrowed({"httpRoute": {"name": "fraud"}}, HTTP_ROUTE),
     "grpcRoute": lambda: borrowed({"grpcRoute": {"name": "fraud"}}, GRPC_ROUTE),
     "istio": istio,
     "podRatio": lambda: Rig(
         traffic={}, carrier=SERVICE, spoil={"spec": {"selector": {"app": "other"}}}, report=endpoints_follow
     ),
+}
+
+# The same, where each version is behind something that the user keeps.
+OWN: dict[str, Callable[[], Rig]] = {
+    "gatewayAPI to Services of the user's": lambda: gateway_api("Service"),
+    "gatewayAPI to pools": lambda: gateway_api("InferencePool"),
+    "httpRoute to Services of the user's": lambda: borrowed(
+        {"httpRoute": {"name": "fraud"}}, HTTP_ROUTE, "Service"
+    ),
+    "httpRoute to pools": lambda: borrowed({"httpRoute": {"name": "fraud"}}, HTTP_ROUTE, "InferencePool"),
+    "grpcRoute to Services of the user's": lambda: borrowed(
+        {"grpcRoute": {"name": "fraud"}}, GRPC_ROUTE, "Service"
+    ),
+    "istio to Services of the user's": lambda: istio("Service"),
 }
 
 # Committed weights (stable, candidate, previous) with the sizes that belong to them.
@@ -198,9 +268,9 @@ SPLITS: dict[str, tuple[Splits, Splits, bool]] = {
 }
 
 
-@pytest.fixture(params=ROUTERS)
+@pytest.fixture(params=[*ROUTERS, *OWN])
 def rig(request: pytest.FixtureRequest) -> Rig:
-    rig = ROUTERS[request.param]()
+    rig = (ROUTERS | OWN)[request.param]()
     rig.start()
     return rig
 
@@ -379,6 +449,8 @@ def test_between_rollouts_the_users_object_is_exactly_as_it_was(rig: Rig, mirror
 
 def test_the_original_comes_back_only_when_the_service_for_callers_has_followed(rig: Rig) -> None:
     borrowed_only(rig)
+    if rig.own:
+        pytest.skip("there is none: the next test says what stands there")
     before = written_by_the_user(rig)
     rig.bring((0, 100, 0), (4, 4, 0))
     promoted = rig.status((100, 0, 0), (4, 0, 4), promoted=True)
@@ -390,6 +462,73 @@ def test_the_original_comes_back_only_when_the_service_for_callers_has_followed(
     rig.report(rig, promoted)
     assert written_by_the_user(rig) == before
     assert rig.observe(promoted).accepted
+
+
+def own_only(rig: Rig) -> None:
+    borrowed_only(rig)
+    if rig.own is None:
+        pytest.skip("a Service for callers follows what is stable")
+
+
+def refer_to(rig: Rig, name: str) -> Object:
+    """The user's route, as Git has it once it names another version."""
+    obj = copy.deepcopy(rig.borrowed)
+    assert obj is not None
+    (rule,) = obj["spec"].get("rules") or obj["spec"]["http"]
+    (backend,) = rule.get("backendRefs") or rule["route"]
+    (backend.get("destination") or backend)["host" if "destination" in backend else "name"] = name
+    return {"spec": obj["spec"]}
+
+
+def named(rig: Rig) -> list[str]:
+    spec = rig.server.get(rig.carrier, "fraud")["spec"]
+    (rule,) = spec.get("rules") or spec["http"]
+    return [one.get("name") or one["destination"]["host"] for one in rule.get("backendRefs") or rule["route"]]
+
+
+def promote(rig: Rig) -> Status:
+    rig.bring((75, 25, 0))
+    rig.bring((0, 100, 0), (4, 4, 0))
+    return rig.bring((100, 0, 0), (4, 0, 0), promoted=True)
+
+
+def test_after_a_promotion_the_route_names_the_new_version_until_the_user_does(rig: Rig) -> None:
+    own_only(rig)
+    promoted = promote(rig)
+    assert named(rig) == ["fraud-v2"]
+    assert rig.observe(promoted).weights == {rig.second: 100}
+    assert rig.observe(promoted).accepted
+    assert rig.actions(promoted) == []
+    rig.server.edit(rig.carrier, "fraud", refer_to(rig, "fraud-v2"), manager="argocd-controller")
+    (action, *_) = rig.write(promoted)
+    assert isinstance(action, JsonPatch)
+    assert action.drift == ""
+    rig.write(promoted)
+    rig.report(rig, promoted)
+    assert "annotations" not in written_by_the_user(rig)["metadata"]
+    assert named(rig) == ["fraud-v2"]
+    assert rig.observe(promoted).accepted
+    assert rig.actions(promoted) == []
+
+
+def test_after_a_promotion_a_route_that_names_the_old_version_again_is_put_right(rig: Rig) -> None:
+    own_only(rig)
+    promoted = promote(rig)
+    rig.server.edit(rig.carrier, "fraud", refer_to(rig, "fraud-v1"), manager="argocd-controller")
+    assert rig.observe(promoted).foreign_manager == "argocd-controller"
+    rig.write(promoted)
+    assert named(rig) == ["fraud-v2"]
+
+
+def test_deletion_after_a_promotion_sends_nobody_back_to_the_old_version(rig: Rig) -> None:
+    own_only(rig)
+    promote(rig)
+    rig.rollout["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
+    for _ in range(2):
+        rig.server.run(restorations(rig.rollout, rig.server.children()))
+    assert restorations(rig.rollout, rig.server.children()) == []
+    assert named(rig) == ["fraud-v2"]
+    assert "annotations" not in written_by_the_user(rig)["metadata"]
 
 
 def test_before_the_rollout_is_gone_the_users_object_is_as_it_was(rig: Rig) -> None:
@@ -425,5 +564,5 @@ def test_what_was_remembered_may_be_lost(rig: Rig) -> None:
     spec = written_by_the_user(rig)["spec"]
     (rule,) = spec.get("rules") or spec["http"]
     (backend,) = rule.get("backendRefs") or rule["route"]
-    assert (backend.get("name") or backend["destination"]["host"]) == "fraud"
+    assert (backend.get("name") or backend["destination"]["host"]) == rig.root
     assert rig.observe(rig.status((100, 0, 0), (4, 1, 0))).accepted

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from modelrollout.api.validate import parse
 from modelrollout.cluster.kinds import STEERED_BY_ANNOTATION
 from modelrollout.controller.release import FINALIZER
 from modelrollout.traffic import ROUTERS, borrows, router_of
 from modelrollout.traffic.borrowed import FACTOR, ORIGINAL_ANNOTATION
 from modelrollout.traffic.routes import GatewayRouteShape
+from tests.unit.traffic.test_contract import OWN
 from tests.unit.traffic.test_contract import ROUTERS as RIGS
 from tests.unit.workloads.manifests import manifest, spec_of
 
@@ -29,6 +31,16 @@ def said(yes: bool) -> str:
     return "yes" if yes else "no"
 
 
+def takes(name: str, kind: str) -> bool:
+    """Whether a spec with one of the user's own of this kind is accepted; those that are have their rig in the contract."""
+    stable = {"name": "fraud-v1", "kind": kind}
+    refused = parse(manifest(traffic=RIGS[name]().traffic, workload={"services": {"stable": stable}}))[1]
+    rigs = [rig() for rig in OWN.values()]
+    tested = any(rig.own == kind and rig.traffic.keys() == RIGS[name]().traffic.keys() for rig in rigs)
+    assert tested != bool(refused)
+    return not refused
+
+
 @pytest.mark.parametrize("name", ROUTERS)
 def test_the_table_says_what_the_router_does(name: str) -> None:
     table = {row: cells[name] for row, cells in rows().items()}
@@ -36,9 +48,17 @@ def test_the_table_says_what_the_router_does(name: str) -> None:
     router = router_of(spec)
     assert router.name == name
     assert table["Copies requests to the candidate (mirror)"] == said(router.can_mirror)
+    assert table["Sends requests to the candidate by header, cookie or query (`matches`)"] == said(
+        router.can_match
+    )
+    sticks = table["Keeps a user on one version while requests are split (`stickiness`)"]
+    assert sticks == ("where `sessionPersistence` is served" if router.can_stick else "no")
     exact = all(router.split(weight, 3).share == weight for weight in range(101))
     assert table["Any whole percent, whatever the number of pods"] == said(exact)
     assert table["Keeps a finalizer on the ModelRollout"] == said(borrows(spec))
+    for row, kind in (("Services of your own", "Service"), ("InferencePools", "InferencePool")):
+        (cell,) = (text for title, text in table.items() if title.startswith(f"Works with [{row}]"))
+        assert cell == said(takes(name, kind))
     reference = router.reference(spec)
     assert table["Works in"].startswith("your ") == (reference is not None)
     if reference is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 
-from modelrollout.api.rules import MIRRORS
+from modelrollout.api.rules import MATCHES, MIRRORS, STICKS
+from modelrollout.api.spec import RequestMatch, Stickiness
 from modelrollout.api.status import Phase, PlanStep, Status, StepStatus, Weights
 from modelrollout.cluster.actions import Action, Delete
 from modelrollout.cluster.kinds import HTTP_ROUTE, SERVICE
@@ -300,5 +302,149 @@ def test_a_preview_header_is_a_second_rule_that_carries_no_weight() -> None:
     assert len(server.get(HTTP_ROUTE, "fraud")["spec"]["rules"]) == 1
 
 
-def test_validation_knows_which_routers_copy_requests() -> None:
+def test_validation_knows_what_routers_can_do() -> None:
     assert {name for name, router in ROUTERS.items() if router.can_mirror} == set(MIRRORS)
+    assert {name for name, router in ROUTERS.items() if router.can_match} == set(MATCHES)
+    assert {name for name, router in ROUTERS.items() if router.can_stick} == set(STICKS)
+
+
+# Requests that a step chooses, and users who stay
+
+
+CHOSEN = (
+    {"headers": [{"name": "x-tester", "value": "yes"}], "queryParams": [{"name": "new", "value": "1"}]},
+    {"cookie": {"name": "bucket", "value": "b.1"}},
+)
+
+
+def choosing(matched: int, *, phase: Phase = Phase.PROGRESSING) -> Status:
+    """A step that chooses requests, with this share of them routed to the candidate."""
+    step = PlanStep(id="a", weight=0, size=100, matches=[RequestMatch.from_wire(one) for one in CHOSEN])
+    return status_of(A, B, attempt=2).model_copy(
+        update={
+            "phase": phase,
+            "weights": Weights(stable=100, matched=matched),
+            "plan": [step],
+            "step": StepStatus(id="a", index=0, count=1, display="1/1"),
+        }
+    )
+
+
+def rules(server: Server) -> list[Object]:
+    return list(server.get(HTTP_ROUTE, "fraud")["spec"]["rules"])
+
+
+def refs(rule: Object) -> dict[str, int]:
+    return {ref["name"].removeprefix("fraud-"): ref["weight"] for ref in rule["backendRefs"]}
+
+
+def test_chosen_requests_are_a_second_rule_that_asks_for_more() -> None:
+    matches = [{"path": {"value": "/a"}}, {"headers": [{"name": "x-team", "value": "risk"}]}]
+    rollout = with_version(manifest(traffic={"gatewayAPI": {"parentRefs": PARENTS, "matches": matches}}), "2")
+    server = cluster(a=2, b=1)
+    server.run(actions(server, choosing(100), rollout))
+    main, chosen = rules(server)
+    assert (refs(main), refs(chosen)) == ({A: 100}, {B: 100})
+    assert len(main["matches"]) == 2
+    assert len(chosen["matches"]) == 4, "each of the route's with each of the step's"
+    for match in main["matches"]:
+        asked = [one for one in chosen["matches"] if one["path"] == match["path"]]
+        more = [(len(one.get("headers", ())), len(one.get("queryParams", ()))) for one in asked]
+        assert all(extra > (len(match.get("headers", ())), 0) for extra in more), "it comes first"
+    server.accept("fraud")
+    reading = ROUTER.observe(rollout, spec_of(rollout), choosing(100), server.children())
+    assert (reading.weights, reading.accepted) == ({A: 100}, True)
+
+
+def test_chosen_requests_that_the_candidate_cannot_answer_go_to_the_stable_revision() -> None:
+    server = cluster(a=2, b=1)
+    server.run(actions(server, choosing(40)))
+    assert refs(rules(server)[1]) == {A: 60, B: 40}
+
+
+def test_no_request_is_chosen_for_a_candidate_that_never_answered() -> None:
+    server = cluster(a=2, b=0)
+    server.run(actions(server, choosing(100)))
+    assert len(rules(server)) == 1
+    server.accept("fraud")
+    assert not observe(server, choosing(100)).accepted
+    server.pods(f"fraud-{B}", B, 1)
+    server.run(actions(server, choosing(100)))
+    server.accept("fraud")
+    assert observe(server, choosing(100)).accepted
+    server.pods(f"fraud-{B}", B, 0)
+    assert actions(server, choosing(100)) == [], "what it may get then is the decision's to say"
+
+
+@pytest.mark.parametrize(
+    "status",
+    [choosing(0), choosing(0, phase=Phase.ROLLING_BACK), choosing(100, phase=Phase.WATCHING)],
+    ids=["a share of none", "the way back", "the watch"],
+)
+def test_the_rule_for_chosen_requests_goes_with_their_share(status: Status) -> None:
+    server = cluster(a=2, b=1)
+    server.run(actions(server, choosing(100)))
+    server.run(actions(server, status))
+    assert len(rules(server)) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "chosen"),
+    [
+        ("bucket=b.1", True),
+        ("a=1; bucket=b.1", True),
+        ("bucket=b.1; a=1", True),
+        ("a=bucket=b.1", False),
+        ("bucket=b.10", False),
+        ("bucket=bx1", False),
+        ("xbucket=b.1", False),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("matching", [re.fullmatch, re.search], ids=["the whole value", "a part of it"])
+def test_a_cookie_is_found_among_others(value: str, chosen: bool, matching: Any) -> None:
+    server = cluster(a=2, b=1)
+    server.run(actions(server, choosing(100)))
+    (header,) = rules(server)[1]["matches"][1]["headers"]
+    assert (header["name"], header["type"]) == ("Cookie", "RegularExpression")
+    assert bool(matching(header["value"], value)) is chosen
+
+
+@pytest.mark.parametrize(
+    ("traffic", "matches"),
+    [
+        ([{"headers": [{"name": "X-Tester", "value": "no"}]}], [CHOSEN[0]]),
+        ([{"headers": [{"name": "cookie", "value": "a=b"}]}], [CHOSEN[1]]),
+        ([], [{"headers": [{"name": "Cookie", "value": "a=b"}], **CHOSEN[1]}]),
+    ],
+    ids=["in the route", "a cookie in the route", "a cookie twice"],
+)
+def test_a_header_is_compared_once(traffic: list[Any], matches: list[Any]) -> None:
+    gateway = {"gatewayAPI": {"parentRefs": PARENTS, "matches": traffic}}
+    strategy = {"abTest": {"matches": matches, "duration": "1h"}}
+    (problem,) = ROUTER.validate(spec_of(manifest(traffic=gateway, strategy=strategy)))
+    assert "choose another header" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "session"),
+    [
+        (None, {"cookieConfig": {"lifetimeType": "Session"}}),
+        (86400.0, {"cookieConfig": {"lifetimeType": "Permanent"}, "absoluteTimeout": "24h"}),
+    ],
+    ids=["until the browser is closed", "for a day"],
+)
+def test_users_stay_while_the_test_runs(lifetime: float | None, session: Object) -> None:
+    step = PlanStep(id="a", weight=10, stickiness=Stickiness(cookie="side", lifetime=lifetime))
+    update = {
+        "phase": Phase.PROGRESSING,
+        "plan": [step],
+        "step": StepStatus(id="a", index=0, count=1, display="1/1"),
+    }
+    status = STEP.model_copy(update=update)
+    server = cluster(a=2, b=1)
+    server.run(actions(server, status))
+    assert rules(server)[0]["sessionPersistence"] == {"sessionName": "side", "type": "Cookie", **session}
+    assert actions(server, status) == [], "what is read back is what was written"
+    server.run(actions(server, status.model_copy(update={"phase": Phase.WATCHING})))
+    assert "sessionPersistence" not in rules(server)[0]

@@ -17,6 +17,8 @@ from modelrollout.cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     HTTP_ROUTE,
+    INFERENCE_POOL,
+    REVISION_LABEL,
     ROLLOUT_LABEL,
     ROUTES,
     SERVICE,
@@ -25,6 +27,7 @@ from modelrollout.cluster.kinds import (
 )
 from modelrollout.cluster.pods import Pod, strip
 from modelrollout.workloads import Children
+from modelrollout.workloads.children import bound_to
 from tests.fakes.cluster import apply_operation
 
 Object = dict[str, Any]
@@ -49,6 +52,7 @@ class Server:
         self._objects: dict[tuple[str, str], Object] = {}
         self._owners: dict[tuple[str, str], dict[tuple[str, str], set[Path]]] = {}
         self._slices: dict[str, Object] = {}
+        self._members: dict[str, frozenset[str]] = {}
         self._pods: dict[str, Pod] = {}
         self._version = 100
 
@@ -144,13 +148,16 @@ class Server:
         }
 
     def pods(self, service: str, revision: str, ready: int, *, into: Iterable[str] = ()) -> None:
-        """The ready pods of a revision, as endpoints of its Service and of others."""
+        """The ready pods of a revision, as endpoints of its Service (or as members of its pool) and of others."""
         names = [f"{revision}-{number}" for number in range(ready)]
         self._pods = {name: pod for name, pod in self._pods.items() if pod.revision != revision}
         self._pods |= {
             name: strip(pod_object(name, revision, ready_at="2026-11-20T08:00:00Z")) for name in names
         }
-        self._slices[service] = slice_of(service, names)
+        if (INFERENCE_POOL.kind, service) in self._objects:
+            self._members[service] = frozenset(names)
+        else:
+            self._slices[service] = slice_of(service, names)
         for other in into:
             kept = [e["targetRef"]["name"] for e in self._slices.get(other, {}).get("endpoints", ())]
             kept = [name for name in kept if not name.startswith(f"{revision}-")]
@@ -163,8 +170,13 @@ class Server:
         def named(kind: Kind) -> dict[str, Object]:
             return {name: obj for (k, name), obj in self._objects.items() if k == kind.kind}
 
+        records = named(CONTROLLER_REVISION)
+        own = {obj["metadata"]["labels"][REVISION_LABEL]: bound_to(obj) for obj in records.values()}
         return Children(
-            controller_revisions=named(CONTROLLER_REVISION),
+            controller_revisions=records,
+            bound={revision: backend for revision, backend in own.items() if backend},
+            pools=named(INFERENCE_POOL),
+            members=dict(self._members),
             deployments=named(DEPLOYMENT),
             services=named(SERVICE),
             routes={

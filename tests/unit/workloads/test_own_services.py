@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from modelrollout.api.conditions import Reason
 from modelrollout.api.revision import hash_revision
-from modelrollout.api.spec import Spec
-from modelrollout.api.status import Phase, RevisionStatus, Status, Weights
+from modelrollout.api.spec import OwnServices, Spec
+from modelrollout.api.status import Phase, RevisionStatus, Status, UndoStatus, Weights
 from modelrollout.cluster.actions import Create
+from modelrollout.cluster.pods import strip
 from modelrollout.traffic import route_actions, router_of
 from modelrollout.workloads import Children, observe, workload_actions
+from modelrollout.workloads.backends import Backend
+from modelrollout.workloads.observation import ready_behind
 from modelrollout.workloads.own_services import (
     bind,
     first_pinned,
+    lost_revisions,
     named_revision,
     services_problem,
     switched,
+    undone_services,
     with_capacity,
 )
 
 from .manifests import Object, manifest, spec_of
+from .server import pod_object
 
 NOW = 1_800_000_000.0
 GATEWAY = {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}
@@ -72,7 +79,8 @@ def seen(*records: Object, pods: dict[str, tuple[str, ...]] | None = None) -> Ch
     return Children(
         controller_revisions={obj["metadata"]["name"]: obj for obj in records},
         bound={
-            obj["metadata"]["labels"]["modelrollout.dev/revision"]: obj["data"]["service"] for obj in records
+            obj["metadata"]["labels"]["modelrollout.dev/revision"]: Backend(obj["data"]["service"])
+            for obj in records
         },
         services={name: service(name) for name in pods},
         endpointslices={name: endpoints(name, *found) for name, found in pods.items()},
@@ -122,7 +130,8 @@ def test_what_the_spec_names(
     revision, problem = named_revision(rollout, spec, status, children)
     assert revision == (named or hash_revision(spec))
     assert (problem is None) is accepted
-    assert bind(rollout, spec, status, children).bound[revision] == spec.workload.services.named  # type: ignore[union-attr]
+    assert spec.workload.services is not None
+    assert bind(rollout, spec, status, children).bound[revision] == Backend.of(spec.workload.services.named)
 
 
 def test_the_refusal_says_what_to_write() -> None:
@@ -143,6 +152,60 @@ def test_other_names_or_another_model_make_another_revision_and_the_first_name_d
     assert hash_revision(spec_of(rollout_of("fraud-v1", "fraud-v2", "2"))) != base
 
 
+def test_kinds_are_told_apart_by_the_revision_and_services_keep_theirs() -> None:
+    pool = rollout_of("fraud-v1", "fraud-v2")
+    pool["spec"]["workload"]["services"]["candidate"]["kind"] = "InferencePool"
+    said = rollout_of("fraud-v1", "fraud-v2")
+    said["spec"]["workload"]["services"]["candidate"]["kind"] = "Service"
+    base = hash_revision(spec_of(rollout_of("fraud-v1", "fraud-v2")))
+    assert hash_revision(spec_of(said)) == base
+    assert hash_revision(spec_of(pool)) != base
+
+
+def asking(revision: str, *, stable: str = "fraud-v2") -> Object:
+    rollout = rollout_of(stable, version="2")
+    rollout["metadata"]["annotations"] = {"modelrollout.dev/undo": f"{revision}@1"}
+    return rollout
+
+
+def later(obj: Object, revision: int) -> Object:
+    return obj | {"revision": revision}
+
+
+def test_a_stored_revision_comes_back_while_its_service_is_there() -> None:
+    assert lost_revisions(asking(ONE), seen(*PAST)) == {}
+    assert lost_revisions(rollout_of("fraud-v2"), seen(*PAST)) == {}
+    gone = seen(*PAST, pods={"fraud-v2": ("c",)})
+    assert "Service fraud-v1, which it was behind, does not exist" in lost_revisions(asking(ONE), gone)[ONE]
+
+
+def test_a_stored_revision_whose_service_has_been_used_again_does_not_come_back() -> None:
+    three = "cccccccccc"
+    reused = seen(later(PAST[0], 1), later(PAST[1], 2), later(record(three, "fraud-v1", "3"), 3))
+    assert f"used for revision {three} since" in lost_revisions(asking(ONE), reused)[ONE]
+    assert lost_revisions(asking(three), reused) == {}
+    assert lost_revisions(asking(TWO), reused) == {}
+
+
+def test_what_is_asked_for_again_is_named_beside_what_serves() -> None:
+    children = seen(*PAST)
+    back = undone_services(serving(TWO), children, ONE)
+    assert back == OwnServices.from_wire({"stable": {"name": "fraud-v2"}, "candidate": {"name": "fraud-v1"}})
+    assert undone_services(serving(ONE), children, ONE) == OwnServices.from_wire(
+        {"stable": {"name": "fraud-v1"}}
+    )
+    assert undone_services(serving(ONE), children, "zzzzzzzzzz") is None
+
+
+def test_a_revision_that_was_asked_for_again_is_not_bound_twice() -> None:
+    undo = {"undo": UndoStatus(revision=ONE, over=TWO)}
+    status = serving(TWO, Phase.PROGRESSING, candidate=ONE).model_copy(update=undo)
+    rollout = rollout_of("fraud-v2", "fraud-v1", "1")
+    rollout["spec"]["service"]["ports"] = [{"name": "http", "port": 80}, {"name": "grpc", "port": 90}]
+    rollout["spec"]["traffic"]["gatewayAPI"]["port"] = "http"
+    assert bind(rollout, spec_of(rollout), status, seen(*PAST)).bound == seen(*PAST).bound
+
+
 def test_with_a_candidate_at_creation_what_serves_is_the_baseline() -> None:
     rollout = rollout_of("fraud-v1", "fraud-v2", "2")
     spec = spec_of(rollout)
@@ -150,7 +213,7 @@ def test_with_a_candidate_at_creation_what_serves_is_the_baseline() -> None:
     children = bind(rollout, spec, Status(), seen())
     assert first is not None
     assert first != hash_revision(spec)
-    assert children.bound == {first: "fraud-v1", hash_revision(spec): "fraud-v2"}
+    assert children.bound == {first: Backend("fraud-v1"), hash_revision(spec): Backend("fraud-v2")}
     assert observe(rollout, children, NOW)[first].ready == 2
     assert first_pinned(spec_of(rollout_of("fraud-v1")), Status()) is None
     assert first_pinned(spec, serving(ONE)) is None
@@ -185,6 +248,106 @@ PROBLEMS: dict[str, tuple[Spec, Children, Reason | None]] = {
 def test_what_is_wrong_at_creation(spec: Spec, children: Children, reason: Reason | None) -> None:
     problem = services_problem(spec, Status(), children)
     assert (problem.reason if problem else None) is reason
+
+
+POOL = {
+    "apiVersion": "inference.networking.k8s.io/v1",
+    "kind": "InferencePool",
+    "metadata": {"name": "fraud-v2", "namespace": "ml"},
+    "spec": {"targetPorts": [{"number": 8000}]},
+}
+
+
+def pooled(*, target: int = 8000, **spec: Any) -> Object:
+    rollout = rollout_of("fraud-v1", "fraud-v2")
+    rollout["spec"]["workload"]["services"]["candidate"]["kind"] = "InferencePool"
+    rollout["spec"]["service"]["ports"] = [{"port": 80, "targetPort": target}]
+    rollout["spec"] |= spec
+    return rollout
+
+
+POOLS: dict[str, tuple[Object, Children, frozenset[str], str]] = {
+    "all is well": (pooled(), replace(seen(), pools={"fraud-v2": POOL}), frozenset(), ""),
+    "a pool that is missing": (
+        pooled(), seen(), frozenset(), "ReferenceNotFound: spec.workload.services names InferencePool fraud-v2, which does not",
+    ),
+    "no CustomResourceDefinition": (
+        pooled(), seen(), frozenset({"InferencePool"}), "NotSupported: the cluster has no InferencePool (inference.networking",
+    ),
+    "a port that the pool does not have": (
+        pooled(target=8080), replace(seen(), pools={"fraud-v2": POOL}), frozenset(),
+        "InvalidSpec: spec.service.ports: requests are answered at targetPort 8080, which InferencePool fraud-v2 does not",
+    ),
+    "pods that a Service has too": (
+        pooled(), replace(seen(), pools={"fraud-v2": POOL}, members={"fraud-v2": frozenset("bc")}), frozenset(),
+        "SelectorOverlap: Service fraud-v1 and InferencePool fraud-v2 have pods in common (b)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rollout", "children", "unserved", "said"), POOLS.values(), ids=POOLS)
+def test_what_is_wrong_with_a_pool(
+    rollout: Object, children: Children, unserved: frozenset[str], said: str
+) -> None:
+    problem = services_problem(spec_of(rollout), Status(), children, unserved=unserved)
+    assert (f"{problem.reason}: {problem.message}" if problem else "").startswith(said)
+    assert (problem is None) == (not said)
+
+
+def test_a_pool_has_as_many_ready_pods_as_it_selects_that_are_ready_and_stay() -> None:
+    kinds: dict[str, Object] = {
+        "ready": {},
+        "not-ready": {"ready_at": None},
+        "going": {"gone": True},
+        "not-selected": {},
+    }
+    pods = {}
+    for name, how in kinds.items():
+        obj = pod_object(name, "", ready_at=how.get("ready_at", "2026-11-20T08:00:00Z"))
+        if how.get("gone"):
+            obj["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
+        pods[name] = strip(obj)
+    members = {"fraud-v2": frozenset({"ready", "not-ready", "going", "not-seen-yet"})}
+    pool = Backend("fraud-v2", "InferencePool")
+    children = replace(seen(), pools={"fraud-v2": POOL}, members=members, pods=pods, bound={TWO: pool})
+    view = observe(pooled(), children, NOW)[TWO]
+    assert (view.ready, view.pods, view.desired) == (1, 3, 3)
+    assert ready_behind(children, pool) == {"ready": "ready"}
+
+
+PICKERS: dict[str, tuple[Object, tuple[str, ...], int]] = {
+    "its picker is ready": ({}, ("epp-0",), 1),
+    "its picker is away": ({}, (), 0),
+    "its picker is away, and it answers without": ({"failureMode": "FailOpen"}, (), 1),
+    "its picker is of a kind that can't be looked at": ({"kind": "Picker", "group": "example.com"}, (), 1),
+}
+
+
+@pytest.mark.parametrize(("ref", "pickers", "ready"), PICKERS.values(), ids=PICKERS)
+def test_a_pool_without_its_picker_has_no_ready_pod(
+    ref: Object, pickers: tuple[str, ...], ready: int
+) -> None:
+    pool = POOL | {"spec": {**POOL["spec"], "endpointPickerRef": {"name": "epp", **ref}}}
+    pods = {"a": strip(pod_object("a", "", ready_at="2026-11-20T08:00:00Z"))}
+    children = replace(
+        seen(pods={"epp": pickers}),
+        pools={"fraud-v2": pool},
+        members={"fraud-v2": frozenset("a")},
+        pods=pods,
+        bound={TWO: Backend("fraud-v2", "InferencePool")},
+    )
+    view = observe(pooled(), children, NOW)[TWO]
+    assert view.ready == ready
+    said = "PickerNotReady: Service epp, the endpoint picker of InferencePool fraud-v2, has no ready endpoint"
+    assert view.waiting == (() if ready else (said,))
+
+
+def test_a_stored_pool_gets_no_copies_either() -> None:
+    rollout = pooled(strategy={"canary": {"steps": [{"weight": 0, "mirror": 10}, {"weight": 5}]}})
+    children = replace(seen(), pools={"fraud-v2": POOL})
+    problem = services_problem(spec_of(rollout), serving(ONE), children)
+    assert problem is not None
+    assert problem.reason is Reason.NOT_SUPPORTED
 
 
 def test_at_rest_whoever_takes_over_must_be_as_large_as_what_serves() -> None:

@@ -16,6 +16,7 @@ from modelrollout.cluster.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     ENDPOINT_SLICE,
+    INFERENCE_POOL,
     POD,
     SECRET,
     SERVICE,
@@ -24,6 +25,7 @@ from modelrollout.cluster.kinds import (
 )
 from modelrollout.cluster.references import DATA_HASH, Interest
 from modelrollout.workloads import Children
+from modelrollout.workloads.backends import Backend
 from modelrollout.workloads.source import CONFIG_ANNOTATION, config_names, filled_in, interests
 from modelrollout.workloads.takeover import (
     forget,
@@ -100,7 +102,7 @@ def whole(spec: Spec, *objects: Object) -> Spec:
 def test_what_is_used_is_part_of_the_revision(template: Object, kind: str) -> None:
     spec = tracking(template)
     assert config_names(template) == {(KINDS[kind], "x")}
-    wanted = interests("ml", [spec], Status(), Children(), Store(), track=True)
+    wanted = interests(manifest(), [spec], Status(), Children(), Store(), track=True)
     assert wanted == {Interest(KINDS[kind], "ml", name="x")}
     one, two = (hash_revision(whole(spec, config(kind, digest))) for digest in ("1", "2"))
     assert one != two
@@ -128,7 +130,7 @@ def test_only_a_short_hash_stands_in_the_template_and_the_spec_is_left_alone() -
 
 def test_without_the_right_nothing_is_looked_for_and_the_value_is_named() -> None:
     spec = tracking(USES["a mounted Secret"][0])
-    assert interests("ml", [spec], Status(), Children(), Store(), track=False) == set()
+    assert interests(manifest(), [spec], Status(), Children(), Store(), track=False) == set()
     _, problem = filled_in(spec, Store(), track=False)
     assert problem is not None
     assert problem.reason is Reason.NOT_SUPPORTED
@@ -182,8 +184,8 @@ def test_a_deployment_that_is_missing_is_named() -> None:
 def test_the_configuration_of_a_deployments_template_is_looked_for_once_it_is_there() -> None:
     template = USES["a mounted Secret"][0]
     spec, deployment = referring(trackConfig=True), Interest(DEPLOYMENT, "ml", name="legacy")
-    assert interests("ml", [spec], Status(), Children(), Store(), track=True) == {deployment}
-    seen = interests("ml", [spec], Status(), Children(), Store(legacy(template=template)), track=True)
+    assert interests(manifest(), [spec], Status(), Children(), Store(), track=True) == {deployment}
+    seen = interests(manifest(), [spec], Status(), Children(), Store(legacy(template=template)), track=True)
     assert seen == {deployment, Interest(SECRET, "ml", name="x")}
 
 
@@ -196,12 +198,38 @@ def test_a_service_brings_its_endpoints_and_pods() -> None:
         "metadata": {"name": "fraud-v1"},
         "spec": {"selector": {"b": "2", "a": "1"}},
     }
-    found = interests("ml", [spec], Status(), Children(), Store(service), track=False)
+    found = interests(manifest(), [spec], Status(), Children(), Store(service), track=False)
     assert found == {
         Interest(SERVICE, "ml", name="fraud-v1"),
         Interest(ENDPOINT_SLICE, "ml", selector="kubernetes.io/service-name=fraud-v1"),
         Interest(POD, "ml", selector="a=1,b=2"),
     }
+
+
+def test_a_pool_brings_the_pods_that_it_selects() -> None:
+    services = {"services": {"stable": {"name": "fraud-v1", "kind": "InferencePool"}}}
+    spec = spec_of(manifest(workload=services, traffic={"httpRoute": {"name": "fraud"}}))
+    selector = {"matchLabels": {"b": "2", "a": "1"}}
+    pool: Object = {"kind": "InferencePool", "metadata": {"name": "fraud-v1"}, "spec": {"selector": selector}}
+    named = Interest(INFERENCE_POOL, "ml", name="fraud-v1")
+    assert interests(manifest(), [spec], Status(), Children(), Store(), track=False) == {named}
+    found = interests(manifest(), [spec], Status(), Children(), Store(pool), track=False)
+    members = Interest(POD, "ml", selector="a=1,b=2")
+    assert found == {named, members}
+    pool["spec"]["endpointPickerRef"] = {"name": "epp", "port": {"number": 9002}}
+    found = interests(manifest(), [spec], Status(), Children(), Store(pool), track=False)
+    picker = Interest(ENDPOINT_SLICE, "ml", selector="kubernetes.io/service-name=epp")
+    assert found == {named, members, picker}
+
+
+def test_a_stored_revision_that_is_asked_for_brings_its_service() -> None:
+    services = {"services": {"stable": {"name": "fraud-v2"}}}
+    gateway = {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}
+    rollout = manifest(workload=services, traffic=gateway)
+    rollout["metadata"]["annotations"] = {"modelrollout.dev/undo": "aaaaaaaaaa@1"}
+    children = Children(bound={"aaaaaaaaaa": Backend("fraud-v1"), "bbbbbbbbbb": Backend("fraud-v0")})
+    found = interests(rollout, [spec_of(rollout)], Status(), children, Store(), track=False)
+    assert {one.name for one in found if one.kind is SERVICE} == {"fraud-v1", "fraud-v2"}
 
 
 # Taking over
