@@ -395,7 +395,7 @@ class Rules:
             return
         step = after.plan[after.step.index] if after.step else None
         alone = case.ready(after.stable) == 0 and (case.ready(after.candidate) or case.ready(after.previous))
-        if alone or (step and (step.mirror or step.size)):
+        if alone or (step and (step.mirror or step.size or step.matches)):
             return
         assert wanted_pods(after) <= max(case.capacity + 1, wanted_pods(before)), (
             f"elastic: {wanted_pods(after)} pods are wanted for a capacity of {case.capacity}"
