@@ -424,7 +424,8 @@ def manifest(namespace: str, name: str = "fraud", version: str = "1", uri: str =
         "model": {"name": name, "version": version, "uri": uri},
         "workload": {"replicas": 2, "template": {"spec": {"containers": [container]}}},
         "service": {"ports": [{"port": 80, "targetPort": 8080}]},
-        "traffic": GATEWAY,
+        # Two that take the same requests from one Gateway can't both be had.
+        "traffic": {"gatewayAPI": GATEWAY["gatewayAPI"] | {"hostnames": [f"{name}.{namespace}.example.com"]}},
         "strategy": {
             "canary": {"steps": [{"weight": 20, "duration": "2s"}, {"weight": 50, "duration": "3s"}]}
         },

@@ -15,6 +15,7 @@ from lab.operator import Operator
 from lab.process import wait_until
 from tests.cluster.harness import (
     BAD,
+    GATEWAY,
     OURS,
     ROUTES,
     Audit,
@@ -422,6 +423,25 @@ def of_two_rollouts_on_one_service_the_later_waits_until_the_first_is_gone(world
     first.client.delete(first.path)
     done = later.wait_phase("Healthy")
     assert condition(done, "Accepted")["status"] == "True"
+
+
+@story
+def of_two_rollouts_that_take_the_same_requests_the_later_waits_until_the_first_takes_others(
+    world: World,
+) -> None:
+    namespace = world.namespace()
+    first, later = world.rollout(namespace, "first"), world.rollout(namespace, "later")
+    shared = {"gatewayAPI": GATEWAY["gatewayAPI"] | {"hostnames": [f"shared.{namespace}.example.com"]}}
+    first.deploy("1", traffic=shared)
+    wait_until(lambda: later_second(first), timeout=5, what="the next second")
+    later.apply("1", traffic=shared)
+    refused = later.wait_phase("Invalid")
+    assert condition(refused, "Accepted")["reason"] == "Conflict"
+    assert f"host shared.{namespace}.example.com" in condition(refused, "Accepted")["message"]
+    assert "ModelRollout first" in condition(refused, "Accepted")["message"]
+    first.apply("1")
+    later.wait_phase("Healthy")
+    assert condition(first.get(), "Accepted")["status"] == "True"
 
 
 def later_second(rollout: Rollout) -> bool:

@@ -208,6 +208,14 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert "not UTF-8" in result.stderr
 
 
+def test_a_file_without_rows_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "counts.csv"
+    path.write_text(HEADER)
+    result = CliRunner().invoke(judge, ["--counts", str(path), "--summary"])
+    assert result.exit_code == 1
+    assert "there are no rows" in result.stderr
+
+
 def test_it_starts_without_the_cluster_libraries() -> None:
     code = "import sys, modelrollout.cli.judge; print(sorted({'kopf', 'kubernetes', 'aiohttp', 'requests'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

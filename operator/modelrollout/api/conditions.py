@@ -61,7 +61,10 @@ class Reason(_Documented):
     )
     NAME_TAKEN = "NameTaken", "An object of a needed name exists and is not ours; it is never adopted."
     SELECTOR_OVERLAP = "SelectorOverlap", "A foreign Service or autoscaler selects our pods."
-    CONFLICT = "Conflict", "An older ModelRollout already steers the same route, Service or Deployment."
+    CONFLICT = (
+        "Conflict",
+        "An older ModelRollout already steers the same route, Service, Deployment or requests of a Gateway.",
+    )
     NOT_NOW = "NotNow", "traffic or service.name was edited during a rollout; it waits for rest or abort."
     UNKNOWN_PROMETHEUS = (
         "UnknownPrometheus",
@@ -184,6 +187,7 @@ class EventReason(_Documented):
     )
     POD_OUTLIER = "PodOutlier", "The harm rests on one group of pods."
     PROMOTED = "Promoted", "The candidate was promoted."
+    WATCH_ALARM = "WatchAlarm", "A before-and-after comparison raised an alarm in the watch."
     WATCH_COMPLETED = "WatchCompleted", "The watch is over."
     ROLLED_BACK = "RolledBack", "Traffic is back at the baseline."
     SUPERSEDED = "Superseded", "The spec named another revision meanwhile."
@@ -222,6 +226,7 @@ _WARNINGS = frozenset(
         EventReason.GUARDRAIL_BREACHED,
         EventReason.CANDIDATE_UNSTABLE,
         EventReason.POD_OUTLIER,
+        EventReason.WATCH_ALARM,
         EventReason.ROLLED_BACK,
         EventReason.INCONCLUSIVE,
         EventReason.METRICS_UNAVAILABLE,

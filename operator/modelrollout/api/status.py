@@ -192,6 +192,7 @@ class WatchStatus(Model):
     ending: bool = Field(
         False, description="Whether traffic is being taken from the previous revision for good."
     )
+    alarm: str | None = Field(None, description="What a comparison with the past found, where holdback is 0.")
 
 
 class StepForecast(Model):

@@ -145,6 +145,10 @@ def judge(
         run.take(row.poll, row.counts)
         if not summary:
             out.write(encode(run.line(row.poll)) + "\n")
+    if not runs:
+        raise click.ClickException(
+            f"{getattr(counts, 'name', 'input')}: there are no rows below the first line."
+        )
     if summary:
         for run in runs.values():
             out.write(encode(run.summary()) + "\n")

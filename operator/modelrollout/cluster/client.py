@@ -67,9 +67,17 @@ async def load_credentials(kubeconfig: Path | str | None = None, context: str | 
         if in_cluster:
             return _load_in_cluster(configuration)
         return await _load_kubeconfig(configuration, kubeconfig, context)
-    except (ConfigException, OSError, yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
-        # The last three: the loader indexes into whatever the file holds, an empty one or a list as well.
-        malformed = isinstance(error, (TypeError, AttributeError, KeyError))
+    except (
+        ConfigException,
+        OSError,
+        yaml.YAMLError,
+        UnicodeDecodeError,
+        TypeError,
+        AttributeError,
+        KeyError,
+    ) as error:
+        # The last ones: the loader indexes into whatever the file holds, an empty one or a list as well.
+        malformed = isinstance(error, (UnicodeDecodeError, TypeError, AttributeError, KeyError))
         why = "it is not a kubeconfig" if malformed else " ".join(str(error).split())
         where = "the pod's service account" if in_cluster else f"kubeconfig {kubeconfig or 'default'}"
         raise ValueError(
@@ -88,8 +96,14 @@ def _load_in_cluster(configuration: Any) -> Credentials:
     return Credentials(configuration, renew)
 
 
+def _require_file(name: str | None) -> None:
+    if name is not None and not Path(name).is_file():
+        raise ConfigException("there is no such file")  # the loader takes it for an empty one
+
+
 async def _load_kubeconfig(configuration: Any, file: Path | str | None, context: str | None) -> Credentials:
     name = str(file) if file is not None else None
+    _require_file(name)
 
     async def renew() -> None:
         # Never written back: the file is the user's.

@@ -3,7 +3,7 @@ says of the pod template. Each question is asked once, not every few seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from ..api.conditions import Reason
 from ..api.spec import Spec
@@ -24,8 +24,8 @@ from ..cluster.store import Key, Store
 from ..traffic import router_of
 from ..workloads import (
     Children,
+    Claims,
     Problem,
-    conflicts,
     dry_run_object,
     name_problems,
     name_taken,
@@ -52,18 +52,22 @@ class Acceptance:
         servers: Collection[str],
         query_problem: QueryProblem,
         now: Callable[[], float],
+        wake: Callable[[Iterable[Key]], None] = lambda keys: None,
     ) -> None:
+        """`wake` is told which rollouts are to be looked at again because another one has changed."""
         self._cluster = cluster
         self._store = store
         self._servers = servers
         self._query_problem = query_problem
         self._now = now
-        self._conflicts: dict[tuple[str, str], Problem] | None = None
+        self._wake = wake
+        self._claims = Claims()
 
-    def rollouts_changed(self) -> frozenset[Key]:
-        """A ModelRollout came, went or was edited; the rollouts that lost a conflict until now, to be looked at again."""
-        losers, self._conflicts = self._conflicts or {}, None
-        return frozenset(Key(*loser) for loser in losers)
+    def rollout_changed(self, key: Key) -> None:
+        """A ModelRollout came, went or was edited, or another spec of it was accepted: what the store has of it counts now,
+        and those that want the same are woken."""
+        rollout = self._store.get(MODEL_ROLLOUT, *key)
+        self._wake(self._claims.remove(key) if rollout is None else self._claims.put(rollout))
 
     async def check(
         self,
@@ -121,11 +125,8 @@ class Acceptance:
         unreadable = self._query_problem(rollout, spec)
         if unreadable is not None:
             return unreadable
-        if self._conflicts is None:
-            objects = (self._store.get(MODEL_ROLLOUT, *key) for key in self._store.rollouts())
-            self._conflicts = conflicts(obj for obj in objects if obj is not None)
         metadata = rollout["metadata"]
-        conflict = self._conflicts.get((metadata["namespace"], metadata["name"]))
+        conflict = self._claims.conflict(Key(metadata["namespace"], metadata["name"]))
         return conflict or next(iter(name_problems(rollout, spec, status, children)), None)
 
     async def _ask(

@@ -7,7 +7,7 @@ object, and fight GitOps tools.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import chain, repeat
 from typing import Any
 
@@ -48,11 +48,12 @@ def selector_of(kind: Kind) -> str | None:
     return ROLLOUT_LABEL if kind in CHILDREN else None
 
 
-def make_registry(seen: Seen) -> kopf.OperatorRegistry:
-    """A registry with one event handler for each watched kind."""
+def make_registry(seen: Seen, *, without: Collection[str] = ()) -> kopf.OperatorRegistry:
+    """A registry with one event handler for each watched kind, `without` those that the cluster does not have."""
     registry = kopf.OperatorRegistry()
     for kind in WATCHED:
-        _handle(registry, kind, seen)
+        if kind.kind not in without:
+            _handle(registry, kind, seen)
     login = _login_in_cluster if os.environ.get("KUBERNETES_SERVICE_HOST") else kopf.login_with_kubeconfig
     kopf.on.login(registry=registry)(login)
     return registry

@@ -19,6 +19,7 @@ from ..api.spec import Metric, Spec
 from ..api.status import Phase, RevisionStatus, Status, compared_share
 from ..cluster.kinds import Object
 from ..cluster.store import Key
+from ..decision.explain import ONE_POD, one_pod
 from ..decision.types import Data, GuardrailReading, Judgement
 from ..evidence import split as splits
 from ..evidence.cuts import choose_cuts
@@ -135,6 +136,7 @@ class Judge:
             memory.judged,
             assessment=assessment,
             state=state,
+            pending=memory.look is not None,
             alarm=raised(memory.alarms),
             notes={**memory.judged.notes, **_doubts(assessment)},
         )
@@ -217,8 +219,14 @@ class Judge:
         if found.data in _AWAY:
             before = _away(before, case.status, found.problem, case.now)
         else:
+            quiet = before.quiet_polls + 1 if found.data is Data.NO_TRAFFIC else 0
             before = replace(
-                before, problem=found.problem, failed_polls=0, outage_since=None, polled_at=case.now
+                before,
+                problem=found.problem,
+                failed_polls=0,
+                quiet_polls=quiet,
+                outage_since=None,
+                polled_at=case.now,
             )
         memory.judged = replace(
             before,
@@ -328,17 +336,16 @@ def _away(before: Judgement, status: Status, problem: str, now: float) -> Judgem
         problem=problem,
         polled_at=now,
         failed_polls=max(before.failed_polls, status.failed_polls) + 1,
+        quiet_polls=0,
         outage_since=now if since is None else since,
     )
 
 
 def _doubts(assessment: Assessment) -> dict[str, str]:
     """By metric: what a person should know who is told that it is worse."""
-    if not assessment.harm or assessment.harm_metric is None or assessment.groups > 1:
+    if assessment.harm_metric is None or not one_pod(assessment):
         return {}
-    return {
-        assessment.harm_metric: "all of it from one candidate pod: its node may be the cause, not the model"
-    }
+    return {assessment.harm_metric: ONE_POD}
 
 
 def _unopposed(status: Status) -> bool:

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -233,43 +233,17 @@ async def _first(*waits: Coroutine[Any, Any, object]) -> None:
 
 async def _work(parts: _Parts) -> None:
     """Read the cluster, then watch it and decide, until told to stop."""
-    settings = parts.settings
     async with AsyncExitStack() as stack:
-        pool = new_pool()
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        servers = {
-            name: PrometheusServer(server, pool=pool, observer=parts.metrics.observe_query)
-            for name, server in settings.servers.items()
-        }
-        for server in servers.values():
-            stack.callback(server.close)
-        acceptance = Acceptance(
-            parts.cluster,
-            parts.store,
-            servers=set(servers),
-            query_problem=lambda rollout, spec: query_problem(rollout, spec, settings.servers),
-            now=time.time,
-        )
-        references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
-        stack.push_async_callback(references.close)
-        around = Surroundings(
-            cluster=parts.cluster,
-            store=parts.store,
-            judge=Judge(servers, wake=parts.queue.add),
-            acceptance=acceptance,
-            metrics=parts.metrics,
-            timing=settings.timing,
-            sources=Sources(parts.store, references, track_config=settings.track_config),
-        )
+        around = _surroundings(parts, stack)
         reconciler = Reconciler(around)
         # Kopf comes last: when it stops, it waits for every task that is younger than itself, and cancels it.
         workers = [
             asyncio.create_task(_worker(parts, reconciler), name=f"worker-{number}")
-            for number in range(settings.workers)
+            for number in range(parts.settings.workers)
         ]
-        resync = asyncio.create_task(_resync(parts, acceptance))
+        resync = asyncio.create_task(_resync(parts, around.acceptance))
         stopped = asyncio.create_task(parts.stop.wait())
-        kopf_task = asyncio.create_task(_watch(parts, acceptance))
+        kopf_task = asyncio.create_task(_watch(parts, around.acceptance))
         ends: set[asyncio.Task[Any]] = {stopped, kopf_task, resync}
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         parts.stop.set()
@@ -282,6 +256,41 @@ async def _work(parts: _Parts) -> None:
         await asyncio.wait({resync, *workers}, timeout=1.0)
         for task in done - {stopped}:
             task.result()  # a watch or resync that died is an error of this process, which is then restarted
+
+
+def _surroundings(parts: _Parts, stack: AsyncExitStack) -> Surroundings:
+    """What rounds work with; `stack` closes it."""
+    settings = parts.settings
+    servers = _servers(parts, stack)
+    references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
+    stack.push_async_callback(references.close)
+    acceptance = Acceptance(
+        parts.cluster,
+        parts.store,
+        servers=set(servers),
+        query_problem=lambda rollout, spec: query_problem(rollout, spec, settings.servers),
+        now=time.time,
+        wake=lambda keys: _wake(parts, keys),
+    )
+    return Surroundings(
+        cluster=parts.cluster,
+        store=parts.store,
+        judge=Judge(servers, wake=parts.queue.add),
+        acceptance=acceptance,
+        metrics=parts.metrics,
+        timing=settings.timing,
+        sources=Sources(parts.store, references, track_config=settings.track_config),
+    )
+
+
+def _servers(parts: _Parts, stack: AsyncExitStack) -> dict[str, PrometheusServer]:
+    servers = {}
+    for name, settings in parts.settings.servers.items():
+        pool = new_pool()
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        servers[name] = PrometheusServer(settings, pool=pool, observer=parts.metrics.observe_query)
+        stack.callback(servers[name].close)
+    return servers
 
 
 def _wake(parts: _Parts, keys: Iterable[Key]) -> None:
@@ -308,9 +317,12 @@ async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
         if listed and parts.listed.is_set():
             parts.relist.add(kind)
 
+    if parts.unserved:
+        kinds = ", ".join(sorted(parts.unserved))
+        _log.info("the cluster has no %s; they are looked for every %.0f s", kinds, parts.settings.resync)
     settings, before = parts.settings, asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
-        registry=make_registry(seen),
+        registry=make_registry(seen, without=parts.unserved),
         settings=make_settings(settings),
         standalone=True,
         clusterwide=not settings.namespaces,
@@ -323,25 +335,10 @@ async def _watch(parts: _Parts, acceptance: Acceptance) -> None:
 
 
 def _take(parts: _Parts, acceptance: Acceptance, kind: Kind, obj: Object, *, gone: bool) -> None:
-    before = None
-    if kind is MODEL_ROLLOUT:
-        metadata = obj["metadata"]
-        before = parts.store.get(kind, metadata["namespace"], metadata["name"])
     keys = parts.store.remove(obj) if gone else parts.store.put(obj)
-    if kind is MODEL_ROLLOUT and (gone or before is None or _edited(before, obj)):
-        keys |= acceptance.rollouts_changed()
-    for key in keys:
-        parts.queue.add(key)
-
-
-def _edited(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether what the rollout lays claim to may have changed: by its spec, or by what was accepted of it."""
-
-    def mark(obj: Mapping[str, Any]) -> tuple[object, ...]:
-        metadata = obj["metadata"]
-        return metadata.get("uid"), metadata.get("generation"), (obj.get("status") or {}).get("accepted")
-
-    return mark(before) != mark(after)
+    if kind is MODEL_ROLLOUT and keys:
+        acceptance.rollout_changed(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
+    _wake(parts, keys)
 
 
 async def _read_all(parts: _Parts, acceptance: Acceptance) -> None:
@@ -389,10 +386,10 @@ async def _read(parts: _Parts, acceptance: Acceptance, kind: Kind) -> None:
         if kind is MODEL_ROLLOUT and parts.unseen is None and parts.listed.is_set():
             parts.unseen = time.monotonic() if _owes(parts.store, items) else None
         keys = parts.store.resync(kind, items, resource_version, namespace=namespace)
-        if kind is MODEL_ROLLOUT and keys:
-            keys |= acceptance.rollouts_changed()
-        for key in keys:
-            parts.queue.add(key)
+        if kind is MODEL_ROLLOUT:
+            for key in keys:
+                acceptance.rollout_changed(key)
+        _wake(parts, keys)
 
 
 async def _resync(parts: _Parts, acceptance: Acceptance) -> None:

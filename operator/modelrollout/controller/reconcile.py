@@ -230,6 +230,9 @@ class Reconciler:
             memory.reload()
             raise
         self._around.store.wrote(written)
+        if decision.status.accepted != before.accepted:
+            # What it no longer steers another one may be waiting for; the watch's echo of this write is no news.
+            self._around.acceptance.rollout_changed(Key(metadata["namespace"], metadata["name"]))
         memory.state, memory.committed_at = decision.state, now
         return written
 

@@ -53,6 +53,8 @@ def read_config(file: Path) -> tuple[dict[str, ServerSettings], Timing]:
         data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}: name a readable file with --config") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

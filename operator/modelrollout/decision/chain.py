@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from ..api.conditions import EventReason, Reason
 from ..api.requests import annotation_of, format_request
@@ -122,7 +124,9 @@ def too_late(round: Round) -> Round | None:
     if short:
         why = f"{pods_summary(round, round.status.candidate)} within progressDeadline"
         return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)
-    problem = round.seen.route.problem or "its new weights were not accepted"
+    route = round.seen.route
+    other = f"{route.contested_by} keeps changing it" if route.contested_by else ""
+    problem = other or route.problem or "its new weights were not accepted"
     return go_back(round, Reason.ROUTE_NOT_ACCEPTED, f"the route: {problem}")
 
 
@@ -372,7 +376,19 @@ def further_step(round: Round) -> Round | None:
             return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
         if round.plan_step.planned and not _evidence_allows(round, status.plan[step.index + 1].weight):
             return going.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), **running)
-    return advance(going)
+    return _answered(going, advance)
+
+
+def _answered(going: Round, move: Callable[..., Round], **why: Any) -> Round:
+    """A move forward, unless Prometheus has been asked and has not answered: what is newest may speak against it."""
+    if not going.judged.pending:
+        return move(going, **why)
+    return going.wait(
+        Reason.AWAITING_DATA,
+        "Prometheus was asked and has not answered yet",
+        step_runs=True,
+        active_runs=True,
+    )
 
 
 def _unlooked(round: Round) -> bool:
@@ -432,7 +448,7 @@ def finished(round: Round) -> Round | None:
     """The last step: promote what is proven, or end with the verdict if the plan says so; wait for what is not."""
     analysis, assessment = round.spec.analysis, round.judged.assessment
     going = replace(_going(round), may_raise=True)
-    end = stop if round.plan_step.stop else promote
+    end = partial(_answered, move=stop if round.plan_step.stop else promote)
     if round.frozen:
         return going.wait(
             Reason.PROGRESSING, "the promotion waits for an acceptable spec", step_runs=True, active_runs=True
@@ -460,14 +476,14 @@ def _contest_ends(round: Round) -> Round:
     """A winner takes over; without one by the end of the time, the plan says what becomes of the candidate."""
     harmless, chosen, unlooked = proven(round), not round.judged_at_random, _unlooked(round)
     if superior(round) and harmless:
-        return promote(round, unproven=False, why=_won(round), reason=Reason.PROVEN_SUPERIOR)
+        return _answered(round, promote, unproven=False, why=_won(round), reason=Reason.PROVEN_SUPERIOR)
     if unlooked or not _step_over(round):
         return round.wait(Reason.AWAITING_EVIDENCE, evidence_summary(round), step_runs=True, active_runs=True)
     why = evidence_summary(round)
     if round.plan_step.stop or not (harmless or round.status.unproven or chosen or not judging(round)):
-        return stop(round, unproven=not harmless, why=why, reason=Reason.NOT_SUPERIOR)
+        return _answered(round, stop, unproven=not harmless, why=why, reason=Reason.NOT_SUPERIOR)
     reason = Reason.PROVEN_HARMLESS if harmless else Reason.NOT_PROVEN
-    return promote(round, unproven=not harmless, why=why, reason=reason)
+    return _answered(round, promote, unproven=not harmless, why=why, reason=reason)
 
 
 def _won(round: Round) -> str:

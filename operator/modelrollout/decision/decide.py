@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..api.conditions import EventReason, Reason
 from ..api.spec import Spec
-from ..api.status import PauseStatus, Phase, RestartStatus, Status, UndoStatus
+from ..api.status import PauseStatus, Phase, RestartStatus, Retiring, Status, UndoStatus
 from .capacity import at_goal, needed, set_sizes, set_weights, size_before
 from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
 from .clocks import set_clocks
@@ -26,6 +26,7 @@ from .types import (
     Wish,
 )
 
+PROLONG = 30.0  # seconds that a revision which answers alone stays at a time
 ACTIVE = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING, Phase.ROLLING_BACK)
 
 
@@ -66,7 +67,7 @@ def decide(
             return _invalid(wish, status, refusal, now)
         round = _enter(read_requests(round))
     else:
-        round = note_data(note_pods(follow_plan(apply_requests(read_requests(round)))))
+        round = note_alarm(note_data(note_pods(follow_plan(apply_requests(read_requests(round))))))
         round = run_chain(start_clock(round))
     return _finish(round)
 
@@ -255,6 +256,15 @@ def note_data(round: Round) -> Round:
     return round
 
 
+def note_alarm(round: Round) -> Round:
+    """The round with the alarm of a watch without holdback, told once: whether it goes back for it is the chain's."""
+    watch, alarm = round.status.watch, round.judged.alarm
+    if watch is None or round.judged.data is Data.NONE or alarm == watch.alarm:
+        return round
+    round = round.put(watch=watch.model_copy(update={"alarm": alarm}))
+    return round.say(EventReason.WATCH_ALARM, alarm) if alarm else round
+
+
 def start_clock(round: Round) -> Round:
     """The round with the clock of the current step started, once its weight is routed."""
     status = round.status
@@ -277,9 +287,29 @@ def start_clock(round: Round) -> Round:
 
 
 def _retired(round: Round) -> Round:
-    """The round without revisions whose time is over."""
-    kept = [gone for gone in round.status.retiring if gone.until > round.now]
-    return round if len(kept) == len(round.status.retiring) else round.put(retiring=kept)
+    """The round without revisions whose time is over; whose pods are the only ones that are ready gets more of it (S1)."""
+    least = round.now + round.spec.drain_delay
+    kept = [
+        gone.model_copy(update={"until": least + PROLONG})
+        if gone.until <= least and _answers_still(round, gone)
+        else gone
+        for gone in round.status.retiring
+    ]
+    kept = [gone for gone in kept if gone.until > round.now]
+    return round if kept == round.status.retiring else round.put(retiring=kept)
+
+
+def _answers_still(round: Round, gone: Retiring) -> bool:
+    """Whether what another first deployment has replaced still answers in its place."""
+    if round.status.phase != Phase.PENDING or not round.seen.of(gone.revision).ready:
+        return False
+    if round.view(round.status.stable).ready == 0:
+        return True
+    route = round.seen.route
+    # By pod ratio all that are ready answer, so that alone is no reason; one whom another writer sends callers to is.
+    return bool((route.weights or {}).get(gone.revision)) and (
+        not round.pod_ratio or bool(route.contested_by)
+    )
 
 
 def _progress_deadline(round: Round) -> Round:

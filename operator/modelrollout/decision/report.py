@@ -10,8 +10,10 @@ from ..evidence.verdict import MetricAssessment
 from .chain import blind
 from .explain import evidence_summary, pods_summary, traffic_summary
 from .round import Round
+from .types import Data
 
 FAILED_POLLS = 3  # in a row, before the condition MetricsAvailable falls
+QUIET_POLLS = 3  # in a row, before it says that there are no requests: a few a minute are not none
 
 
 def report(round: Round) -> Round:
@@ -99,7 +101,7 @@ def _phase_message(round: Round) -> str:
         case Phase.WATCHING:
             share = f"({status.weights.previous} % on the previous revision)"
             # A before-and-after comparison can't tell a bad model from a bad day; whoever reads this can.
-            alarm = f"alarm: {round.judged.alarm} · " if round.judged.alarm else ""
+            alarm = f"alarm: {status.watch.alarm} · " if status.watch and status.watch.alarm else ""
             return f"promoted, watching {share} · {alarm}{waiting or evidence_summary(round)}"
         case Phase.ROLLING_BACK if last and last.outcome is Outcome.JUDGED:
             return f"judged, and nothing is taken over: {waiting or last.message or ''}"
@@ -205,13 +207,19 @@ def _metrics_available(round: Round) -> Wanted:
         return Wanted(kind, "Unknown", Reason.NOT_MEASURED)
     if round.spec.analysis.mode == "Off":
         return Wanted(kind, "Unknown", Reason.NOT_MEASURED, "analysis.mode is Off")
-    if status.failed_polls >= FAILED_POLLS:
-        named = {reason.value: reason for reason in Reason}
-        word = round.judged.problem.split(":", 1)[0]
-        reason = named.get(word, Reason.METRICS_UNAVAILABLE)
-        return Wanted(kind, "False", reason, round.judged.problem)
-    if round.judged.assessment is None and status.verdict is None:
+    told = next((c for c in status.conditions if c.type == kind), None)
+    named = {reason.value: reason for reason in Reason}
+    if round.judged.data is Data.NONE:
+        # After a restart, what the last poll said stands until the next one.
+        if told is not None and told.status in ("True", "False") and told.reason in named:
+            return Wanted(kind, told.status, named[told.reason], told.message)  # type: ignore[arg-type]
         return Wanted(kind, "Unknown", Reason.NOT_MEASURED, "nothing was polled yet")
+    problem = round.judged.problem
+    if status.failed_polls >= FAILED_POLLS:
+        return Wanted(kind, "False", named.get(problem.split(":", 1)[0], Reason.METRICS_UNAVAILABLE), problem)
+    quiet = QUIET_POLLS if told is None or told.reason != Reason.NO_TRAFFIC else 1
+    if round.judged.quiet_polls >= quiet:
+        return Wanted(kind, "True", Reason.NO_TRAFFIC, problem)
     return Wanted(kind, "True", Reason.METRICS_AVAILABLE)
 
 

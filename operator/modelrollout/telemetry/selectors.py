@@ -135,6 +135,7 @@ def check_query(text: str) -> None:
     fence_query(text, namespace_label="namespace", namespace="x", placeholders=values)
 
 
+@lru_cache(maxsize=1024)  # the same values at every poll, and those that name pods are long
 def quote(value: str) -> str:
     """A PromQL string literal."""
     out = []

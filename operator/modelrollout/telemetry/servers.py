@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -39,7 +40,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds to connect, between two bytes, and for a whole answer (also told to Prometheus as `timeout`)."""
+    """Seconds to connect, between two bytes, and for a whole answer (also told to Prometheus as `timeout`); before a query
+    is sent it waits for others as long as for an answer at most."""
 
     connect: float = 3.05
     read: float = 10.0
@@ -82,7 +84,7 @@ class Server(Protocol):
 
 
 def new_pool(threads: int = 8) -> ThreadPoolExecutor:
-    """The bounded thread pool that all servers of an operator share."""
+    """The bounded thread pool of a server: one that hangs must not keep the others waiting."""
     return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="prometheus")
 
 
@@ -108,7 +110,7 @@ def read_settings(name: str, config: Mapping[str, Any]) -> ServerSettings:
 
 
 def _check(settings: ServerSettings, where: str) -> None:
-    if not settings.url.startswith(("http://", "https://")):
+    if not _is_url(settings.url):
         raise ValueError(
             f"{where}: url is {settings.url!r}: write a URL like http://prometheus.monitoring:9090"
         )
@@ -122,6 +124,14 @@ def _check(settings: ServerSettings, where: str) -> None:
         raise ValueError(f"{where}: username and a bearer token are both given: give one")
     if not settings.username and (settings.password or settings.password_file):
         raise ValueError(f"{where}: a password is given without username: add it")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # the port is no number
+        return False
 
 
 def _camel(name: str) -> str:
@@ -169,18 +179,22 @@ class PrometheusServer:
     async def read_series(self, selector: str, *, at: float, reach: float) -> tuple[RawSeries, ...]:
         """Raw samples of all series of a selector in (at − reach, at] (epoch seconds, seconds). Raises QueryError."""
         query = f"{selector}[{max(1, round(reach * 1000))}ms]"
-        return await self._run(lambda: parse_matrix(self._ask(query, at)))
+        return await self._run(lambda asked: parse_matrix(self._ask(query, at, asked)))
 
     async def read_number(self, query: str, *, at: float) -> float:
         """The one number that a query results in at a time. Raises QueryError."""
-        return await self._run(lambda: parse_number(self._ask(query, at)))
+        return await self._run(lambda asked: parse_number(self._ask(query, at, asked)))
 
-    async def _run(self, call: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+    async def _run(self, call: Callable[[float], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, self._clock())
 
-    def _ask(self, query: str, at: float) -> Mapping[str, Any]:
+    def _ask(self, query: str, at: float, asked: float) -> Mapping[str, Any]:
         started, reason = self._clock(), None
         try:
+            if started > asked + self._timeouts.total:
+                # Behind a server that hangs the queue would grow for ever, and answer what nobody waits for any more.
+                text = f"{self._where} is too slow: a query waited {started - asked:.0f} s for others to end"
+                raise QueryError(TIMED_OUT, text)
             return self._post(query, at, deadline=started + self._timeouts.total)
         except QueryError as error:
             reason = error.reason

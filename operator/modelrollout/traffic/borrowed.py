@@ -205,7 +205,7 @@ class BorrowedRouter:
             return Problem(
                 Reason.REFERENCE_NOT_FOUND,
                 f"traffic.{self.name} names {kind} {name}, which namespace {namespace} does not have: create it or "
-                f"correct the name; if {kind}s were installed after the operator started, restart it",
+                f"correct the name; a kind that was installed after the operator started is found within 10 minutes",
             )
         if ownership(rollout, live) is not Ownership.FOREIGN:
             return Problem(

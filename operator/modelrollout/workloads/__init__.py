@@ -3,16 +3,16 @@
 from .children import Children, Ownership, Problem, name_taken, ownership
 from .effects import ensure, name_problems, record_of, workload_actions
 from .fields import differences, differs, drift, foreign_manager, last_writer
-from .names import conflicts, needed_names, referred, selector_overlap, template_labels
+from .names import Claims, needed_names, referred, selector_overlap, template_labels
 from .observation import observe, pinned
 from .revisions import Record, dry_run_object, render_template
 
 __all__ = [
     "Children",
+    "Claims",
     "Ownership",
     "Problem",
     "Record",
-    "conflicts",
     "differences",
     "differs",
     "drift",

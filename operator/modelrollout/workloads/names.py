@@ -1,18 +1,23 @@
 """What a spec needs to have for itself, and who else wants it.
 
-Two ModelRollouts that steer one Service would undo each other's work for ever, and a Service or autoscaler of somebody
+Two ModelRollouts that steer one Service would undo each other's work for ever; of two that take the same requests from a
+Gateway the later one would wait for ever for requests; and a Service or autoscaler of somebody
 else that selects our pods sends traffic past the split, or scales one side of it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from bisect import insort
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from ..api.conditions import Reason
-from ..api.spec import Spec
+from ..api.spec import GatewayAPI, RouteMatch, Spec
 from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, ROUTES, SERVICE, Kind, Object
+from ..cluster.store import Key
 from .children import Ownership, Problem, child_name, labels_of, name_in, ownership
 from .revisions import preview_name
 
@@ -38,49 +43,158 @@ def needed_names(rollout: Mapping[str, Any], spec: Spec, revision: str) -> list[
     return names
 
 
-def conflicts(rollouts: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Problem]:
-    """The ModelRollouts, by namespace and name, that want what an earlier one has (S10).
+class Claim(NamedTuple):
+    """What can have one master only, with what a second one can do about it."""
 
-    Earlier is by creation time, then by uid. A loser keeps its other claims: it may still be steering those objects.
+    namespace: str
+    what: str
+    mend: str = "choose another one"
+
+
+# By claim, the listeners (name, port) of the Gateway that it is about; None: all of them, and what has no listeners.
+_Claims = Mapping[Claim, frozenset[tuple[str | None, int | None]]]
+_WHOLE: frozenset[tuple[str | None, int | None]] = frozenset({(None, None)})
+
+
+class _Holder(NamedTuple):
+    created: str
+    uid: str
+    key: Key
+
+
+class Claims:
+    """Who steers what (S10), kept up to date one ModelRollout at a time: a question costs by the claims of one.
+
+    What two want belongs to the earlier one, by creation time, then by uid. A loser keeps its other claims: it may still
+    be steering those objects.
     """
-    taken: dict[tuple[str, str, str], str] = {}
-    found: dict[tuple[str, str], Problem] = {}
-    for rollout in sorted(rollouts, key=_seniority):
-        namespace, name = rollout["metadata"]["namespace"], name_in(rollout)
-        for kind, wanted in _claims(rollout):
-            holder = taken.setdefault((namespace, kind, wanted), name)
-            if holder != name:
-                found.setdefault(
-                    (namespace, name),
-                    Problem(
-                        Reason.CONFLICT,
-                        f"{kind} {wanted} is steered by the older ModelRollout {holder}: choose another one, or "
-                        f"delete {holder}",
-                    ),
-                )
-    return found
+
+    def __init__(self) -> None:
+        self._holders: dict[Claim, list[_Holder]] = {}  # the earliest first
+        self._entries: dict[Key, tuple[_Holder, _Claims]] = {}
+
+    def put(self, rollout: Mapping[str, Any]) -> frozenset[Key]:
+        """Take a ModelRollout as it is now; the others that want the same as it does or did."""
+        metadata = rollout["metadata"]
+        key = Key(metadata["namespace"], metadata["name"])
+        created, uid = str(metadata.get("creationTimestamp") or ""), str(metadata.get("uid") or "")
+        entry = _Holder(created, uid, key), _claims(rollout)
+        if self._entries.get(key) == entry:
+            return frozenset()
+        affected = self.remove(key)
+        self._entries[key] = entry
+        for claim in entry[1]:
+            insort(self._holders.setdefault(claim, []), entry[0])
+        return affected | self._others(key, entry[1])
+
+    def remove(self, key: Key) -> frozenset[Key]:
+        """Forget a ModelRollout that is gone; the others that want what it had."""
+        holder, claims = self._entries.pop(key, (None, {}))
+        others = self._others(key, claims)
+        for claim in claims:
+            self._holders[claim] = [other for other in self._holders[claim] if other != holder]
+            if not self._holders[claim]:
+                del self._holders[claim]
+        return others
+
+    def conflict(self, key: Key) -> Problem | None:
+        """What the ModelRollout wants and an earlier one has; None if there is nothing."""
+        holder, claims = self._entries.get(key, (None, {}))
+        for claim, listeners in claims.items():
+            for other in self._holders[claim]:
+                if other == holder:
+                    break
+                if _meet(listeners, self._entries[other.key][1][claim]):
+                    return _refusal(claim, key, other.key)
+        return None
+
+    def _others(self, key: Key, claims: Iterable[Claim]) -> frozenset[Key]:
+        return frozenset(other.key for claim in claims for other in self._holders.get(claim, ())) - {key}
 
 
-def _seniority(rollout: Mapping[str, Any]) -> tuple[str, str]:
-    metadata = rollout["metadata"]
-    return str(metadata.get("creationTimestamp") or ""), str(metadata.get("uid") or "")
+def _meet(
+    some: Iterable[tuple[str | None, int | None]], others: Collection[tuple[str | None, int | None]]
+) -> bool:
+    return any(
+        all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
+        for one in some
+        for other in others
+    )
 
 
-def _claims(rollout: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Objects that a ModelRollout steers now or by its spec, read leniently: it may be an invalid one."""
+def _refusal(claim: Claim, key: Key, holder: Key) -> Problem:
+    name = holder.name if holder.namespace == key.namespace else f"{holder.namespace}/{holder.name}"
+    return Problem(
+        Reason.CONFLICT,
+        f"{claim.what} is steered by the older ModelRollout {name}: {claim.mend}, or delete {name}",
+    )
+
+
+def _claims(rollout: Mapping[str, Any]) -> _Claims:
+    """What a ModelRollout steers now or by its spec, read leniently: it may be an invalid one."""
+    namespace = rollout["metadata"]["namespace"]
+    claims: dict[Claim, frozenset[tuple[str | None, int | None]]] = {
+        Claim(namespace, f"{kind} {name}"): _WHOLE for kind, name in _objects(rollout)
+    }
+    for spec in _specs(rollout):
+        for claim, listener in _requests(namespace, spec):
+            claims[claim] = claims.get(claim, frozenset()) | {listener}
+    return claims
+
+
+def _requests(
+    namespace: str, spec: Mapping[str, Any]
+) -> Iterator[tuple[Claim, tuple[str | None, int | None]]]:
+    """Requests that an HTTPRoute of our own takes from a Gateway: of two routes with the same host names and matches the
+    older one gets all of them.
+
+    Where the host names differ the Gateway API itself says who gets a request, the one with the more specific name.
+    """
+    traffic = spec.get("traffic")
+    try:
+        gateway = GatewayAPI.from_wire(traffic["gatewayAPI"]) if isinstance(traffic, dict) else None
+    except (KeyError, TypeError, ValidationError):
+        return
+    if gateway is None:
+        return
+    for parent in gateway.parent_refs:
+        where = f"{parent.namespace or namespace}/{parent.name}"
+        for host in gateway.hostnames or ("",):
+            for match in gateway.matches or (RouteMatch(),):
+                what = f"traffic of Gateway {where} for {f'host {host}' if host else 'every host'}, {_spelt(match)},"
+                mend = "write other hostnames or matches in spec.traffic.gatewayAPI"
+                yield Claim("", what, mend), (parent.section_name, parent.port)
+
+
+def _spelt(match: RouteMatch) -> str:
+    """A match in words; equal ones have equal words, whatever their order and letter case."""
+    path, value = match.path, match.path.value
+    if path.type == "PathPrefix":
+        value = value.rstrip("/") or "/"
+    headers = sorted((one.name.lower(), one.type, one.value) for one in match.headers or ())
+    words = [f"path {path.type} {value}"]
+    words += [f"header {name} {kind} {wanted!r}" for name, kind, wanted in headers]
+    return " ".join(words + ([f"method {match.method}"] if match.method else []))
+
+
+def _specs(rollout: Mapping[str, Any]) -> list[dict[str, Any]]:
     accepted = (rollout.get("status") or {}).get("accepted")
-    claims: dict[tuple[str, str], None] = {}
-    for spec in (accepted, rollout.get("spec")):
-        if isinstance(spec, dict):
-            if not _text(spec, "workload", "services", "stable", "name"):
-                claims[("Service", _text(spec, "service", "name") or name_in(rollout))] = None
-            for kind, path in _REFERENCES:
-                if name := _text(spec, *path):
-                    claims[(kind, name)] = None
-            for role in ("stable", "candidate"):
-                if name := _text(spec, "workload", "services", role, "name"):
-                    claims[_text(spec, "workload", "services", role, "kind") or SERVICE.kind, name] = None
-    return list(claims)
+    return [spec for spec in (accepted, rollout.get("spec")) if isinstance(spec, dict)]
+
+
+def _objects(rollout: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Kind and name of the objects that a ModelRollout steers now or by its spec."""
+    found: dict[tuple[str, str], None] = {}
+    for spec in _specs(rollout):
+        if not _text(spec, "workload", "services", "stable", "name"):
+            found[("Service", _text(spec, "service", "name") or name_in(rollout))] = None
+        for kind, path in _REFERENCES:
+            if name := _text(spec, *path):
+                found[(kind, name)] = None
+        for role in ("stable", "candidate"):
+            if name := _text(spec, "workload", "services", role, "name"):
+                found[_text(spec, "workload", "services", role, "kind") or SERVICE.kind, name] = None
+    return list(found)
 
 
 _ROUTES = frozenset(kind.kind for kind in ROUTES)
@@ -100,7 +214,7 @@ def _text(value: Any, *path: str) -> str | None:
 
 def referred(rollout: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Kind and name of the routes that a ModelRollout names, read leniently: it may be an invalid one."""
-    return {claim for claim in _claims(rollout) if claim[0] in _ROUTES}
+    return {found for found in _objects(rollout) if found[0] in _ROUTES}
 
 
 def selector_overlap(

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..api.revision import hash_revision
 from ..api.spec import GROUP, ModelSource, Spec
-from ..api.status import Status
+from ..api.status import Phase, Status
 from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
 from .backends import Backend
 from .children import bound_to, child_name, labels_for, name_in, owned
@@ -207,10 +207,13 @@ def pin_of(spec: Spec, status: Status) -> str | None:
     """The revision that the Service for callers is pinned to; None where the ratio of pods makes the split.
 
     With a router it follows the stable revision. By pod ratio its pods *are* the weight: it is pinned as long as one
-    revision has all of it, and drops the pin while two have some.
+    revision has all of it, and drops the pin while two have some. While a first deployment replaces another one, whoever
+    is ready answers (S1).
     """
     main = status.stable or status.candidate
     assert main is not None
+    if status.phase == Phase.PENDING and status.retiring:
+        return None
     if spec.traffic.router != "podRatio":
         return main.revision
     weights = weights_by_revision(status)

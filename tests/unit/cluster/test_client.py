@@ -61,6 +61,7 @@ BROKEN = {
     "a file without contexts": "apiVersion: v1\nkind: Config\ncurrent-context: x\n",
     "a context that is not defined": "current-context: x\ncontexts: []\nclusters: []\nusers: []\n",
     "a list": "- a\n",
+    "a file that is no text": "\udcff",
 }
 
 
@@ -70,10 +71,11 @@ async def test_an_unusable_kubeconfig_is_one_sentence_that_names_the_file_and_th
 ):
     file = tmp_path / "config"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"kubeconfig .*config: .*--kubeconfig") as refused:
         await load_credentials(file)
     assert "\n" not in str(refused.value)
+    assert ("there is no such file" in str(refused.value)) is (content is None)
 
 
 async def test_a_pod_without_its_service_account_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from modelrollout.cluster.errors import Conflict, Unavailable
 from modelrollout.cluster.port import Hooks, Write
+from modelrollout.controller import judge, record
+from modelrollout.evidence.engine import consume
+from modelrollout.evidence.state import load
+from modelrollout.telemetry.sampler import sample
 from tests.unit.controller.world import ERRORS, Crash, World
 
 INTERVAL = 15.0
@@ -57,8 +64,8 @@ def truth(world: World, consumed: float, *, stable: str, candidate: str) -> tupl
     return sums, used
 
 
-@pytest.mark.parametrize("seed", range(6))
-async def test_evidence_equals_the_truth_through_crashes_conflicts_and_outages(seed: int) -> None:
+async def release_through_faults(seed: int) -> tuple[World, Faults]:
+    """An hour of a comparison; then all faults are over."""
     faults = Faults(seed)
     hooks = Hooks(before_write=faults.before_write, after_write=faults.after_write)
     world = World(hooks=hooks, seed=seed)
@@ -80,13 +87,52 @@ async def test_evidence_equals_the_truth_through_crashes_conflicts_and_outages(s
     faults.active, world.server.away = False, None
     await world.run(180)
     assert world.phase == "Progressing", world.status["message"]
-    assert len(faults.met) == 6, f"every kind of fault was met: {faults.met}"
-    evidence = world.status["evidence"]
+    return world, faults
+
+
+def counted_and_true(world: World) -> tuple[tuple[list[float], int], tuple[list[float], int]]:
+    """Requests, bad ones and polls as the evidence has them, and as they were."""
+    status, evidence = world.status, world.status["evidence"]
     metric = evidence["metrics"]["errors"]
     counted = [
         *(metric["candidateRequests"], *metric["candidateBad"]),
         *(metric["baselineRequests"], *metric["baselineBad"]),
     ]
-    expected, polls = truth(world, evidence["consumed"], stable=stable, candidate=candidate)
-    assert (counted, metric["polls"]) == (expected, polls)
-    assert polls > 60
+    stable, candidate = (status[role]["revision"] for role in ("stable", "candidate"))
+    return (counted, metric["polls"]), truth(world, evidence["consumed"], stable=stable, candidate=candidate)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_evidence_equals_the_truth_through_crashes_conflicts_and_outages(seed: int) -> None:
+    world, faults = await release_through_faults(seed)
+    assert len(faults.met) == 6, f"every kind of fault was met: {faults.met}"
+    counted, true = counted_and_true(world)
+    assert counted == true
+    assert counted[1] > 60
+
+
+def read_again(patch: pytest.MonkeyPatch) -> None:
+    """Each look begins one poll too early, and what was consumed before is not left out."""
+
+    async def early(*args: Any, since: float | None, **rest: Any) -> Any:
+        return await sample(*args, since=None if since is None else since - INTERVAL, **rest)
+
+    patch.setattr(judge, "sample", early)
+    patch.setattr(
+        judge, "consume", lambda plan, state, polls: consume(plan, replace(state, consumed=None), polls)
+    )
+
+
+def forget_the_cut(patch: pytest.MonkeyPatch) -> None:
+    """A restart does not know up to where samples were read."""
+    patch.setattr(record, "load", lambda data: replace(load(data), consumed=None))
+
+
+@pytest.mark.parametrize("take_out", [read_again, forget_the_cut])
+async def test_samples_that_count_twice_or_never_are_missed(
+    monkeypatch: pytest.MonkeyPatch, take_out: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """The rule taken out, the comparison with the truth fails."""
+    take_out(monkeypatch)
+    counted, true = counted_and_true((await release_through_faults(0))[0])
+    assert counted != true

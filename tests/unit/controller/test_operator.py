@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +17,11 @@ from modelrollout.cluster.port import Hooks, Request, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller import operator
 from modelrollout.controller.acceptance import Acceptance
+from modelrollout.controller.handlers import make_registry
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.operator import _Parts
-from modelrollout.controller.settings import Settings
+from modelrollout.controller.settings import Settings, read_config
+from modelrollout.telemetry.servers import ServerSettings
 from tests.fakes.cluster import FakeCluster
 from tests.unit.controller.world import NAME, NAMESPACE, manifest
 
@@ -42,7 +46,12 @@ class Cluster(FakeCluster):
 def make_parts(cluster: FakeCluster, **settings: object) -> tuple[_Parts, Acceptance]:
     parts = _Parts(replace(Settings(), **settings), cluster, Metrics(version="test"))  # type: ignore[arg-type]
     acceptance = Acceptance(
-        cluster, parts.store, servers=set(), query_problem=lambda rollout, spec: None, now=lambda: 0.0
+        cluster,
+        parts.store,
+        servers=set(),
+        query_problem=lambda rollout, spec: None,
+        now=lambda: 0.0,
+        wake=lambda keys: operator._wake(parts, keys),
     )
     return parts, acceptance
 
@@ -143,6 +152,10 @@ async def test_a_kind_that_is_installed_later_makes_the_process_start_anew_with_
     parts, acceptance = make_parts(cluster)
     await operator._read_all(parts, acceptance)
     assert parts.unserved == {"HTTPRoute"}
+    registry = make_registry(lambda *seen: None, without=parts.unserved)
+    watched = {str(handler.id) for handler in registry._watching._handlers}
+    assert "see-httproutes" not in watched, "Kopf would warn of what it can't find"
+    assert {"see-modelrollouts", "see-grpcroutes"} <= watched
     operator._note_served(parts, Request("list", POD.kind, 200, 0.0))
     operator._note_served(parts, Request("get", HTTP_ROUTE.kind, 404, 0.0))
     assert not parts.stop.is_set()
@@ -198,19 +211,65 @@ async def test_a_standby_of_nobody_is_not_ready(age: float, ready: bool) -> None
     assert (operator._unready(parts, age) is None) is ready
 
 
+# Two that want one object
+
+
+async def test_whoever_waits_for_a_name_is_woken_when_the_other_one_lets_go_of_it() -> None:
+    """By an edit; the acceptance of that is told by `Acceptance.rollout_changed`, its echo in the watch is no news."""
+    parts, acceptance = make_parts(FakeCluster())
+
+    def see(name: str, version: int, **spec: object) -> None:
+        obj = manifest("1", service={"name": "shared", "ports": [{"port": 80}]}, **spec)
+        obj["metadata"] |= {"name": name, "uid": name, "resourceVersion": str(version)}
+        operator._take(parts, acceptance, MODEL_ROLLOUT, obj, gone=False)
+
+    async def woken() -> set[str]:
+        found = set()
+        while len(parts.queue):
+            key = await parts.queue.get()
+            parts.queue.done(key)
+            found.add(key.name)
+        return found
+
+    see("a", 1)
+    see("b", 2)
+    assert await woken() == {"a", "b"}
+    see("b", 3, paused=True)
+    assert await woken() == {"b"}, "another edit concerns nobody else"
+    see("b", 3, paused=True)
+    assert await woken() == set()
+    gone = parts.store.get(MODEL_ROLLOUT, NAMESPACE, "a")
+    assert gone is not None
+    operator._take(parts, acceptance, MODEL_ROLLOUT, gone, gone=True)
+    assert await woken() == {"a", "b"}
+
+
+# Servers
+
+
 @pytest.mark.parametrize(
-    ("change", "edited"),
+    ("content", "says"),
     [
-        pytest.param({"metadata": {"generation": 2}}, True, id="the spec was edited"),
-        pytest.param(
-            {"status": {"accepted": {"service": {"name": "b"}}}}, True, id="another spec was accepted"
-        ),
-        pytest.param({"status": {"accepted": {}, "phase": "Paused"}}, False, id="only the status moved on"),
+        pytest.param(b"\xff\xfe", "servers.yaml is not UTF-8 text", id="no text"),
+        pytest.param(b"[", "servers.yaml is not YAML", id="no YAML"),
+        pytest.param(b"- a", "a mapping with servers and timing", id="a list"),
+        pytest.param(b"server: []", "'server' is no setting", id="a misspelt key"),
+        pytest.param(b"timing: {raiseAfter: soon}", "timing.raiseAfter is 'soon'", id="no duration"),
     ],
 )
-def test_claims_are_weighed_anew_when_they_may_have_changed(change: dict[str, dict], edited: bool) -> None:  # type: ignore[type-arg]
-    """A rollout that waits for a name must hear when the one that has it lets go: that happens with the status."""
-    before = {"metadata": {"uid": "1", "generation": 1}, "status": {"accepted": {}}}
-    assert (
-        operator._edited(before, {**before, **{k: {**before[k], **v} for k, v in change.items()}}) is edited
-    )
+def test_a_bad_configuration_is_one_sentence_that_names_the_file(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
+    file = tmp_path / "servers.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=says) as refused:
+        read_config(file)
+    assert "servers.yaml" in str(refused.value)
+
+
+async def test_a_prometheus_that_hangs_keeps_nobody_waiting_who_asks_another() -> None:
+    servers = {name: ServerSettings(name, f"http://{name}") for name in ("hanging", "well")}
+    parts, _ = make_parts(FakeCluster(), servers=servers)
+    async with AsyncExitStack() as stack:
+        made = operator._servers(parts, stack)
+        assert made["hanging"]._pool is not made["well"]._pool

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
-from modelrollout.cluster.kinds import MODEL_ROLLOUT, Object
+from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, REVISION_LABEL, SERVICE, Object
 from modelrollout.cluster.port import Hooks, Write
+from modelrollout.cluster.store import Key
 from modelrollout.controller.memory import UnreadableStatus
-from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed
+from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed, manifest
 
 GUARDRAIL = {"name": "memory", "guardrail": {"query": "max(memory_bytes)", "max": "10", "failures": 3}}
 
@@ -63,6 +66,38 @@ async def test_a_bad_release_goes_back() -> None:
 
 
 # Rest
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{}, {"traffic": {"podRatio": {}}}, {"drainDelay": "0s"}],
+    ids=["by a route", "by pods", "no drain"],
+)
+async def test_a_first_deployment_that_answers_stays_until_its_replacement_is_ready(spec: Object) -> None:
+    """S1: it never was Healthy, and yet callers are served; a new image may take minutes to arrive."""
+    world = World()
+    first, second = (hash_revision(Spec.from_wire(manifest(v, **spec)["spec"])) for v in "12")
+    world.nodes.limit[first], world.nodes.waiting[second] = 1, "ErrImagePull"
+    world.apply("1", **spec)
+    await world.run(60)
+    assert (world.phase, world.status["stable"]["ready"]) == ("Pending", 1)
+    world.apply("2", **spec)
+    before = world.writes()
+    await world.run(600)
+    deployment = world.look(DEPLOYMENT, f"{NAME}-{first}")
+    assert deployment is not None
+    assert deployment["spec"]["replicas"] == 2
+    root = world.look(SERVICE, NAME)
+    assert root is not None
+    assert REVISION_LABEL not in root["spec"]["selector"], (
+        "who is ready answers calls inside of the cluster, too"
+    )
+    assert world.writes() - before <= 30, "it is prolonged now and then"
+    world.nodes.waiting.clear()
+    await world.run(300, until=lambda: world.phase == "Healthy")
+    assert world.phase == "Healthy"
+    await world.run(120)
+    assert world.look(DEPLOYMENT, f"{NAME}-{first}") is None
 
 
 async def test_at_rest_nothing_is_asked_and_nothing_is_written() -> None:
@@ -380,6 +415,22 @@ async def test_without_holdback_a_promoted_model_is_held_against_the_past() -> N
     world.start()
     await world.run(90)
     assert world.status["evidence"]["alarms"]["errors"]["said"] == said, "once raised it stays as it is"
+    assert world.status["watch"]["alarm"] == said
+    assert world.reasons().count("WatchAlarm") == 1
+
+
+async def test_a_rollout_without_requests_says_so_and_writes_no_more_for_it() -> None:
+    world = await deployed()
+    await candidate(world)
+    await compared(world)
+    world.rate = 0.0
+    await world.run(300)
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("True", "NoTraffic")
+    assert "no requests to the baseline and the candidate" in told["message"]
+    before = world.writes()
+    await world.run(600)
+    assert world.writes() - before <= 10, "how far the samples were read, once a minute"
 
 
 async def test_a_watch_with_holdback_raises_no_such_alarm() -> None:
@@ -458,3 +509,30 @@ async def test_a_rollout_that_is_gone_leaves_nothing_behind() -> None:
     await world.run(10)
     assert f'name="{NAME}"' not in world.exposition()
     assert KEY not in world.reconciler._memories._all
+
+
+async def test_what_a_rollout_lets_go_of_is_free_once_that_is_committed() -> None:
+    """The watch's echo of our own commit is no news to the store, so whoever waits must hear of the commit itself."""
+    world = await deployed()
+    later = world.rollout | {
+        "status": {},
+        "spec": world.rollout["spec"] | {"service": {"ports": [{"port": 80}]}},
+    }
+    later["spec"]["service"]["name"], later["spec"]["traffic"] = NAME, {"podRatio": {}}
+    names = {"name": "later", "uid": "later", "creationTimestamp": "2999-01-01T00:00:00Z"}
+    world.cluster.seed(later | {"metadata": later["metadata"] | names})
+    waiting, conflict = Key(NAMESPACE, "later"), world.acceptance._claims.conflict
+    assert conflict(waiting) is not None
+    told, replace_status = list(world.cluster._subscribers), world.cluster.replace_status
+
+    async def answer_before_echo(obj: Object) -> Object:
+        world.cluster._subscribers.clear()
+        written = await replace_status(obj)
+        world.cluster._subscribers.extend(told)
+        asyncio.get_running_loop().call_soon(world._see, "MODIFIED", written)
+        return written
+
+    world.cluster.replace_status = answer_before_echo  # type: ignore[method-assign]
+    world.apply("1", service={"name": "other", "ports": [{"port": 80}]})
+    await world.run(10)
+    assert conflict(waiting) is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,6 +149,7 @@ class World:
             servers=set(self.servers),
             query_problem=lambda rollout, spec: query_problem(rollout, spec, settings),
             now=lambda: self.now,
+            wake=self._concern,
         )
         self.reconciler = Reconciler(
             Surroundings(
@@ -164,17 +165,19 @@ class World:
         )
         for ref in sorted(self.cluster._objects):
             self.store.put(self.cluster._objects[ref])
+        for key in self.store.rollouts():
+            self.acceptance.rollout_changed(key)
         self.dirty, self.due, self.failed = True, math.inf, 0
 
-    def _concern(self, keys: Collection[Key]) -> None:
+    def _concern(self, keys: Iterable[Key]) -> None:
         self.dirty = self.dirty or KEY in keys
 
     def _see(self, type: str, obj: Object) -> None:
         if obj["kind"] == "Event":
             return
         keys = self.store.remove(obj) if type == "DELETED" else self.store.put(obj)
-        if obj["kind"] == MODEL_ROLLOUT.kind and type != "MODIFIED":
-            self.acceptance.rollouts_changed()
+        if obj["kind"] == MODEL_ROLLOUT.kind and keys:
+            self.acceptance.rollout_changed(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
         self.dirty = self.dirty or KEY in keys
 
     # What users do

@@ -117,6 +117,7 @@ class Rules:
             self.s5_promoted_is_what_was_analysed,
             self.weights_are_whole,
             self.s1_weight_needs_ready_pods,
+            self.s1_the_first_that_answers_stays,
             self.s2_weight_is_carried,
             self.mirrors_need_ready_pods,
             self.matches_need_ready_pods,
@@ -124,6 +125,7 @@ class Rules:
             self.elastic_stays_within_its_room,
             self.s3_pods_outlast_weight,
             self.s4_the_way_back_falls,
+            self.s4_makes_room_one_by_one,
             self.s6_decisions_need_data,
             self.s6_winners_are_proven,
             self.s8_clocks_keep_what_is_left,
@@ -152,6 +154,20 @@ class Rules:
             return
         for revision, weight in by_revision(case.after).items():
             assert case.seen.of(revision).ready, f"S1: {revision} has weight {weight} and no ready pod"
+
+    def s1_the_first_that_answers_stays(self, case: Case) -> None:
+        """While one first deployment replaces another."""
+        before, after = case.before, case.after
+        if Phase.PENDING not in (before.phase, after.phase) or case.ready(after.stable):
+            return
+        roles = [before.stable, *before.retiring] if before.stable else before.retiring
+        for role in roles:
+            known = {gone.revision: gone.desired for gone in after.retiring if gone.until > case.now}
+            stays = after.stable is not None and after.stable.revision == role.revision
+            ready = case.seen.of(role.revision).ready
+            assert stays or min(ready, 1) <= known.get(role.revision, 0), (
+                f"S1: {role.revision} answers alone and goes"
+            )
 
     def s2_weight_is_carried(self, case: Case) -> None:
         status = case.after
@@ -255,6 +271,8 @@ class Rules:
             left = wanted.get(revision, 0)
             if left >= min(count, case.capacity):
                 continue  # whoever asks for fewer replicas gets them
+            if self._makes_room(case, revision) and left == count - 1:
+                continue  # S4: weight falls as the baseline's pods come, which need its place
             weight = max(present.get(revision, 0), (case.seen.route.weights or {}).get(revision, 0))
             if weight and case.lean:
                 enough = 1 if case.pod_ratio else case.capacity * (weight - 1) // 100 + 1
@@ -288,6 +306,24 @@ class Rules:
         left = 100 - min(100, 100 * staying // size)
         assert weight <= left, f"S4: weight {weight} is kept from a baseline that can carry it"
 
+    def s4_makes_room_one_by_one(self, case: Case) -> None:
+        """What carries traffic gives way to pods of the baseline that find no node, never at once and never altogether."""
+        before, after = case.before.candidate, case.after.candidate
+        if after is None or before is None or not self._makes_room(case, after.revision):
+            return
+        there = min(before.desired, case.pods.get(after.revision, 0))
+        assert after.desired >= min(there, max(1, there - 1)), (
+            f"S4: {there} pods become {after.desired} at once"
+        )
+
+    @staticmethod
+    def _makes_room(case: Case, revision: str) -> bool:
+        status = case.after
+        if status.phase != Phase.ROLLING_BACK or not status.candidate or not status.stable:
+            return False
+        waiting = case.seen.of(status.stable.revision).waiting
+        return status.candidate.revision == revision and any(w.startswith("Unschedulable") for w in waiting)
+
     def s5_promoted_is_what_was_analysed(self, case: Case) -> None:
         before, after = case.before, case.after
         if after.stable is None or (before.stable and before.stable.revision == after.stable.revision):
@@ -306,6 +342,10 @@ class Rules:
         before, after, judged = case.before, case.after, case.judged
         if before.phase not in ATTEMPT or case.spec.analysis.mode == "Off":
             return
+        if judged.pending and not case.asked("promote"):
+            moved = any(event.reason is EventReason.STEP_COMPLETED for event in case.decision.events)
+            never = before.stable is not None and not before.stable.ever_ready
+            assert not moved or never, "S6: forward without the newest word"
         blind = judged.data in AWAY or (judged.assessment is None and not judged.guardrails)
         reason = after.history[0].reason if after.history else None
         fresh = reason != (before.history[0].reason if before.history else None)

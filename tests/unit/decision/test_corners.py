@@ -102,6 +102,14 @@ class TestWaitsEnd:
 class TestTooLate:
     """Link 6."""
 
+    def test_who_keeps_the_route_from_us_is_named(self, world: World) -> None:
+        started(world).contested_by = "argocd"
+        assert world.status.stable
+        world.routed = ({world.status.stable.revision: 100}, world.now)
+        world.until("RolledBack", "RollingBack", limit=1200)
+        assert world.status.history[0].reason == "RouteNotAccepted"
+        assert "argocd keeps changing it" in (world.status.history[0].message or "")
+
     def test_what_became_ready_while_the_operator_was_away_is_not_rolled_back(self, world: World) -> None:
         world.tick(1)
         assert world.status.progress_deadline_at
@@ -336,6 +344,97 @@ def test_an_alarm_of_a_watch_without_holdback(on_alarm: str, phase: str) -> None
     assert "errors are 2x" in (world.status.message or "")
     reason = world.status.history[0].reason
     assert reason == ("WatchAlarm" if on_alarm == "Rollback" else "ProvenHarmless")
+    assert world.reasons().count("WatchAlarm") == 1, "told once, whatever is done about it"
+
+
+def test_an_alarm_is_told_again_only_if_it_says_more() -> None:
+    spec = spec_of(watch={"duration": "10m", "holdback": 0})
+    world = World(spec=spec).healthy().release("2").judge(GOOD).until("Watching")
+    world.judge(GOOD, alarm="errors are 2x").run(30)
+    world.judge(Judgement()).run(10)
+    assert "errors are 2x" in (world.status.message or ""), "after a restart it stands"
+    world.judge(GOOD, alarm="errors are 2x").run(30)
+    world.judge(GOOD, alarm="errors are 2x; latency is 3x").run(30)
+    told = [text for reason, text in world.events if reason == "WatchAlarm"]
+    assert told == ["errors are 2x", "errors are 2x; latency is 3x"]
+
+
+QUIET = replace(
+    NEUTRAL, data=Data.NO_TRAFFIC, problem="NoTraffic: errors: no requests to candidate were counted"
+)
+AWAY = Judgement(data=Data.UNAVAILABLE, problem="DuplicateSeries: errors: pod x has two", outage_since=START)
+UNSCRAPED = replace(AWAY, data=Data.NOT_SCRAPED, problem="NotScraped: 2 pods have no samples")
+UNASKED = Judgement()
+
+
+@pytest.mark.parametrize(
+    ("polls", "told"),
+    [
+        pytest.param([UNASKED], ("Unknown", "NotMeasured"), id="nothing was asked yet"),
+        pytest.param([NEUTRAL], ("True", "MetricsAvailable"), id="all is read"),
+        pytest.param([replace(AWAY, failed_polls=2)], ("True", "MetricsAvailable"), id="two failed polls"),
+        pytest.param([replace(AWAY, failed_polls=3)], ("False", "DuplicateSeries"), id="three failed polls"),
+        pytest.param(
+            [replace(UNSCRAPED, failed_polls=3)], ("False", "NotScraped"), id="pods are not scraped"
+        ),
+        pytest.param(
+            [replace(AWAY, failed_polls=3), UNASKED],
+            ("False", "DuplicateSeries"),
+            id="a restart in an outage",
+        ),
+        pytest.param(
+            [replace(AWAY, failed_polls=3), NEUTRAL], ("True", "MetricsAvailable"), id="data are back"
+        ),
+        pytest.param(
+            [replace(QUIET, quiet_polls=2)], ("True", "MetricsAvailable"), id="a pause between requests"
+        ),
+        pytest.param([replace(QUIET, quiet_polls=3)], ("True", "NoTraffic"), id="no requests in three polls"),
+        pytest.param(
+            [replace(QUIET, quiet_polls=3), replace(QUIET, quiet_polls=1)],
+            ("True", "NoTraffic"),
+            id="no requests before a restart and after it",
+        ),
+        pytest.param(
+            [replace(QUIET, quiet_polls=3), NEUTRAL], ("True", "MetricsAvailable"), id="requests arrive again"
+        ),
+    ],
+)
+def test_the_condition_tells_the_state_of_the_data(
+    world: World, polls: list[Judgement], told: tuple[str, str]
+) -> None:
+    world.judge(UNASKED)
+    started(world)
+    for judged in polls:
+        world.judge(judged).tick(1)
+    assert world.condition("MetricsAvailable") == told
+    message = next(c.message for c in world.status.conditions if c.type == "MetricsAvailable")
+    assert message.startswith(told[1]) or told[1] in ("MetricsAvailable", "NotMeasured")
+
+
+@pytest.mark.parametrize("judged", [NEUTRAL, GOOD], ids=["the next step", "the promotion"])
+def test_nothing_moves_forward_while_prometheus_has_not_answered(world: World, judged: Judgement) -> None:
+    """The answer that is awaited may speak against it."""
+    if judged is GOOD:
+        world.judge(NEUTRAL).run(300)
+    step = started(world).status.step
+    assert step
+    world.judge(judged, pending=True).run(600)
+    assert world.status.phase == "Progressing"
+    assert world.status.step
+    assert world.status.step.id == step.id
+    assert world.condition("Reconciling") == ("True", "AwaitingData")
+    world.judge(judged).tick(1)
+    assert (world.status.step.id != step.id) is (judged is NEUTRAL)
+    assert (world.status.phase == "Promoting") is (judged is GOOD)
+
+
+@pytest.mark.parametrize("groups", [1, 2], ids=["one pod", "two pods"])
+def test_harm_that_rests_on_one_pod_is_told_as_such(world: World, groups: int) -> None:
+    """Nothing tells a bad model from an unlucky node then; whoever reads the event or the history can look."""
+    started(world).judge(BAD, assessment=replace(assessment(harm=True), groups=groups)).until("RolledBack")
+    told = [text for reason, text in world.events if reason == "HarmProven"]
+    for text in (*told, world.status.history[0].message or "", world.status.message or ""):
+        assert ("all of it from one candidate pod" in text) is (groups == 1)
 
 
 def test_no_step_ends_in_the_round_that_loses_its_pods(world: World) -> None:

@@ -58,6 +58,7 @@ JUDGEMENTS = {
     "split off": replace(NEUTRAL, split_off="observed 2 %, configured 10 %"),
     "breach": replace(NEUTRAL, guardrails=(BREACH,)),
     "breach without a value": replace(NEUTRAL, guardrails=(replace(BREACH, value=None),)),
+    "not answered yet": replace(GOOD, pending=True),
     "nothing": Judgement(),
 }
 AWAY = {"unavailable": Data.UNAVAILABLE, "not scraped": Data.NOT_SCRAPED}
@@ -219,6 +220,34 @@ class Cluster(RuleBasedStateMachine):
     def restart_containers(self, count: int) -> None:
         known = self.world.restarts.get(self.world.revision, 0)
         self.world.restarts[self.world.revision] = known + count
+        self.rest()
+
+    @rule(room=st.sampled_from([None, None, 1, 4, 7, 9]))
+    def nodes(self, room: int | None) -> None:
+        """Nodes come and go; who runs stays where it is."""
+        self.world.room = room
+        self.rest()
+
+    @rule(behind=st.sampled_from([False, False, True]))
+    def endpoints(self, behind: bool) -> None:
+        """EndpointSlices fall behind the pods, and catch up."""
+        self.world.fall_behind(behind=behind)
+        self.rest()
+
+    @rule(by=st.sampled_from([None, None, "argocd"]), all_to_stable=st.booleans())
+    def contest(self, by: str | None, all_to_stable: bool) -> None:
+        """Another writer changes the route again and again; it is corrected now and then only."""
+        world = self.world
+        world.contested_by = by
+        if by and world.routed and world.status.stable:
+            weights = {world.status.stable.revision: 100} if all_to_stable else world.routed[0]
+            world.routed = (weights, world.now)
+        self.rest()
+
+    @rule(seconds=st.sampled_from([1, 60, 600]))
+    def clock_goes_back(self, seconds: int) -> None:
+        """As another leader's clock may."""
+        self.world.set_clock_back(seconds)
         self.rest()
 
     @rule(refused=st.sampled_from([False, False, True]))

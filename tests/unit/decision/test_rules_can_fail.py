@@ -152,6 +152,27 @@ def lose_metrics_of_the_shadow() -> None:
     world.judge(GOOD, data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now).run(600)
 
 
+def replace_the_first() -> None:
+    world = World()
+    world.lost[world.revision] = 2
+    world.run(30)
+    assert world.status.phase == "Pending"
+    world.release("2").broken.add(world.revision)
+    world.run(300)
+
+
+def ask_a_slow_prometheus() -> None:
+    tried().judge(GOOD, pending=True).run(300)
+
+
+def go_back_without_room() -> None:
+    """The baseline lost its nodes, and the candidate has taken them."""
+    spec = spec_of(watch={"duration": "10m", "holdback": 0, "standby": 0})
+    world = World(spec=spec).healthy().release("2").judge(GOOD).until("Watching").run(120)
+    world.room = 4
+    world.judge(BAD).ask("abort").until("RolledBack", every=1)
+
+
 CHOOSING = {"abTest": {"matches": [{"cookie": {"name": "bucket", "value": "b"}}], "duration": "1m"}}
 
 
@@ -202,6 +223,22 @@ def have_a_better_reward_and_perhaps_harm() -> None:
 
 
 # Rules taken out
+
+
+def all_at_once(round: Round) -> tuple[int, int, int]:
+    return round.capacity, 1, 0
+
+
+def with_the_last(round: Round) -> tuple[int, int, int]:
+    return round.capacity, 0, 0
+
+
+def no_wait(going: Round, move: Callable[..., Round], **why: Any) -> Round:
+    return move(going, **why)
+
+
+def gone(round: Round, role: Any) -> bool:
+    return False
 
 
 def all_of_it(round: Round, share: int, present: int, wanted: int) -> int:
@@ -352,6 +389,16 @@ TAKEN = {
     ),
     "S4 the way back may rise": Taken(
         capacity, "min", lambda *numbers: numbers[-1], flap_on_the_way_back, "S4"
+    ),
+    "S1 a first deployment that answers goes when another one is named": Taken(
+        decide, "_answers_still", gone, replace_the_first, "S1"
+    ),
+    "S4 room is made at once": Taken(capacity, "_backward_sizes", all_at_once, go_back_without_room, "S[34]"),
+    "S4 room is made with the last pod": Taken(
+        capacity, "_backward_sizes", with_the_last, go_back_without_room, "S[34]"
+    ),
+    "S6 an answer that is awaited is overlooked": Taken(
+        chain, "_answered", no_wait, ask_a_slow_prometheus, "S6"
     ),
     "S5 an edit that arrives while promoting is promoted": Taken(
         chain, "take_over", named, edit_while_promoting, "S5"

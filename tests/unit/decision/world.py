@@ -130,12 +130,16 @@ class World:
     broken: set[str] = field(default_factory=set)  # revisions whose pods never become ready
     lost: dict[str, int] = field(default_factory=dict)  # revision → pods that are not ready now
     restarts: dict[str, int] = field(default_factory=dict)
+    room: int | None = None  # pods that the nodes have room for, all revisions together
+    lag: dict[str, list[float]] | None = (
+        None  # ready endpoints by revision, where EndpointSlices are behind the pods
+    )
     route_refused: bool = False
+    contested_by: str | None = None  # another writer, who has changed the route: it is left alone for now
     pinned: str | None = None
     problem: str | None = None  # the spec is refused with this sentence
     pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since, or from when on
     starting: float = 0.0  # seconds from a pod's place to its readiness
-    room: float = math.inf  # pods that find a place
     routed: tuple[dict[str, int], float] | None = None
     mirrored: int = 0  # percent of the requests that the route copies to the candidate
     matched: int = 0  # percent of the requests that match that the route sends to the candidate
@@ -173,22 +177,38 @@ class World:
         """What the operator would find in its store."""
         views = {}
         for revision, since in self.pods.items():
-            ready = [] if revision in self.broken else sorted(at for at in since if at <= self.now)
-            ready = ready[: max(0, len(ready) - self.lost.get(revision, 0))]
+            ready = self._ready(revision) if self.lag is None else self.lag.get(revision, [])
             views[revision] = RevisionView(
                 desired=len(since),
                 ready=len(ready),
                 ready_since=tuple(ready),
                 restarts=self.restarts.get(revision, 0),
                 pods=len(since),
-                waiting=("Unschedulable: Insufficient nvidia.com/gpu",) if math.inf in since else (),
+                waiting=("Unschedulable: 0/1 nodes are available",) if math.inf in since else (),
             )
         weights, since_when = self.routed or (None, None)
         beside = self.status.weights.mirror, self.status.weights.matched
         stands = weights == self._wanted_route() and (self.mirrored, self.matched) == beside
         accepted = stands and not self.route_refused
-        route = RouteView(weights=weights, routed_since=since_when if accepted else None)
+        since_when = since_when if accepted else None
+        route = RouteView(weights=weights, routed_since=since_when, contested_by=self.contested_by)
         return Observation(revisions=views, route=route, pinned=self.pinned)
+
+    def _ready(self, revision: str) -> list[float]:
+        """Since when pods of a revision are ready."""
+        latest = self.now if self.starting else math.inf
+        placed = [since for since in self.pods.get(revision, ()) if since < math.inf and since <= latest]
+        ready = [] if revision in self.broken else sorted(placed)
+        return ready[: max(0, len(ready) - self.lost.get(revision, 0))]
+
+    def fall_behind(self, *, behind: bool = True) -> None:
+        """EndpointSlices stay as they are while pods come and go, or are up to date again."""
+        self.lag = {revision: self._ready(revision) for revision in self.pods} if behind else None
+
+    def set_clock_back(self, seconds: float) -> None:
+        """Nothing else happens; what the rules remember of the past is as long ago as before."""
+        self.now -= seconds
+        self.rules.last_weight = {name: at - seconds for name, at in self.rules.last_weight.items()}
 
     def _wanted_route(self) -> dict[str, int]:
         status, weights = self.status, self.status.weights
@@ -268,23 +288,25 @@ class World:
                 self.lost[revision] = max(0, min(self.lost[revision], len(since)) - fewer)
             del since[desired:]
             since.extend([math.inf] * (desired - len(since)))
+        self._place()
         # What a route still names is not deleted.
         alive |= dict.fromkeys(self.routed[0] if self.routed else (), 0)
         self.pods = {revision: since for revision, since in self.pods.items() if revision in alive}
-        self._place()
         wanted = self._wanted_route()
         beside = self.status.weights.mirror, self.status.weights.matched
         stands = self.routed is not None and self.routed[0] == wanted
-        if not self.route_refused and wanted and not (stands and (self.mirrored, self.matched) == beside):
+        free = not self.route_refused and not self.contested_by
+        if free and wanted and not (stands and (self.mirrored, self.matched) == beside):
             self.routed, (self.mirrored, self.matched) = (wanted, self.now), beside
 
     def _place(self) -> None:
-        """Give pods without a place the room that there is."""
-        left = self.room - sum(at < math.inf for since in self.pods.values() for at in since)
+        """Give pods that wait for a node one, while there is room; the oldest revision first."""
         for since in self.pods.values():
-            for number, at in enumerate(since):
-                if at == math.inf and left > 0:
-                    since[number], left = self.now + self.starting, left - 1
+            taken = sum(one < math.inf for some in self.pods.values() for one in some)
+            free = len(since) if self.room is None else max(0, self.room - taken)
+            for n, one in enumerate(since):
+                if one == math.inf and free > 0:
+                    since[n], free = self.now + self.starting, free - 1
 
     def _roles(self) -> Iterable[RevisionStatus]:
         return [r for r in (self.status.stable, self.status.candidate, self.status.previous) if r]

@@ -1,6 +1,7 @@
 """Every answer that is not a complete success is refused with one sentence."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,6 +153,30 @@ async def test_queries_run_side_by_side_in_a_bounded_pool(
     assert [len(answer) for answer in answers] == [1] * 20
 
 
+async def test_what_waited_too_long_for_others_is_not_asked_any_more(fake: FakePrometheus) -> None:
+    """Behind a server that hangs the queue would grow for ever."""
+    now = 0.0
+    with new_pool(1) as pool:
+        server = PrometheusServer(ServerSettings("s", fake.url), pool=pool, timeouts=QUICK, clock=lambda: now)
+        held, begun = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            begun.set()
+            held.wait(10)
+
+        pool.submit(hang)
+        begun.wait(10)
+        waiting = asyncio.ensure_future(server.read_series("up{}", at=130, reach=30))
+        await asyncio.sleep(0)
+        now = QUICK.total + 0.1
+        held.set()
+        with pytest.raises(QueryError, match="too slow: a query waited") as refused:
+            await waiting
+        assert refused.value.reason == "PrometheusTimedOut"
+        assert not fake.queries
+        server.close()
+
+
 async def test_an_observer_is_told_of_every_query(fake: FakePrometheus, pool: ThreadPoolExecutor) -> None:
     told: list[tuple[str, str | None]] = []
     server = PrometheusServer(
@@ -172,6 +197,8 @@ async def test_an_observer_is_told_of_every_query(fake: FakePrometheus, pool: Th
     ("config", "says"),
     [
         pytest.param({"url": "prometheus:9090"}, "url is 'prometheus:9090'", id="a URL without a scheme"),
+        pytest.param({"url": "http://"}, "url is 'http://'", id="a URL without a host"),
+        pytest.param({"url": "http://p:x"}, "url is 'http://p:x'", id="a URL whose port is no number"),
         pytest.param({}, "url is ''", id="no URL"),
         pytest.param({"url": "http://u:p@h"}, "leave the credentials out", id="credentials in the URL"),
         pytest.param({"url": "http://p", "token": "x"}, "'token' is no setting", id="an unknown key"),

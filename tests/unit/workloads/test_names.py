@@ -6,8 +6,18 @@ import copy
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from modelrollout.workloads import conflicts, name_taken, needed_names, selector_overlap, template_labels
+from modelrollout.cluster.store import Key
+from modelrollout.workloads import (
+    Claims,
+    Problem,
+    name_taken,
+    needed_names,
+    selector_overlap,
+    template_labels,
+)
 from tests.unit.workloads.manifests import PLAIN, Object, manifest, spec_of
 
 ROLLOUT = manifest()
@@ -22,8 +32,28 @@ def rollout(
     return obj | ({"status": {"accepted": accepted}} if accepted else {})
 
 
+def conflicts(rollouts: list[Object]) -> dict[Key, Problem]:
+    claims = Claims()
+    for one in rollouts:
+        claims.put(one)
+    keys = [Key(one["metadata"]["namespace"], one["metadata"]["name"]) for one in rollouts]
+    return {key: problem for key in keys if (problem := claims.conflict(key)) is not None}
+
+
+def routed(*parents: Object, **more: Any) -> Object:
+    return {"gatewayAPI": {"parentRefs": list(parents) or [{"name": "public"}], **more}}
+
+
+def two(first: Object, second: Object, *, namespace: str = "ml") -> list[Object]:
+    return [rollout("a", 1, traffic=first), rollout("b", 2, traffic=second, namespace=namespace)]
+
+
 def service(name: str) -> Object:
     return {"name": name, "ports": [{"port": 80}]}
+
+
+def H(name: str, value: str) -> Object:
+    return {"name": name, "value": value}
 
 
 CONFLICTS: dict[str, tuple[list[Object], list[str]]] = {
@@ -69,6 +99,90 @@ CONFLICTS: dict[str, tuple[list[Object], list[str]]] = {
         ],
         [],
     ),
+    "the same Gateway, whole": (two(routed(), routed()), ["b"]),
+    "two Gateways": (two(routed(), routed({"name": "internal"})), []),
+    "one Gateway among several": (two(routed({"name": "x"}, {"name": "y"}), routed({"name": "y"})), ["b"]),
+    "one Gateway, from two namespaces": (
+        two(
+            routed({"name": "g", "namespace": "infra"}),
+            routed({"name": "g", "namespace": "infra"}),
+            namespace="else",
+        ),
+        ["b"],
+    ),
+    "Gateways of the same name, each in the namespace of its rollout": (
+        two(routed(), routed(), namespace="else"),
+        [],
+    ),
+    "other host names": (two(routed(hostnames=["a.x"]), routed(hostnames=["b.x"])), []),
+    "one host name in common": (
+        two(routed(hostnames=["a.x", "b.x"]), routed(hostnames=["b.x", "c.x"])),
+        ["b"],
+    ),
+    "a host name and every host: the Gateway API gives each its own": (
+        two(routed(), routed(hostnames=["a.x"])),
+        [],
+    ),
+    "a host name and a wildcard: likewise": (
+        two(routed(hostnames=["*.x.y"]), routed(hostnames=["a.x.y"])),
+        [],
+    ),
+    "other paths": (
+        two(routed(matches=[{"path": {"value": "/a"}}]), routed(matches=[{"path": {"value": "/b"}}])),
+        [],
+    ),
+    "one match in common, spelt in another way": (
+        two(
+            routed(matches=[{"path": {"value": "/a/"}, "headers": [H("X", "1"), H("y", "2")]}]),
+            routed(
+                matches=[{"method": "GET"}, {"path": {"value": "/a"}, "headers": [H("Y", "2"), H("x", "1")]}]
+            ),
+        ),
+        ["b"],
+    ),
+    "no match and the match that it stands for": (
+        two(routed(), routed(matches=[{"path": {"type": "PathPrefix", "value": "/"}}])),
+        ["b"],
+    ),
+    "another header": (
+        two(
+            routed(matches=[{"headers": [H("x", "1")]}]),
+            routed(matches=[{"headers": [H("x", "2")]}]),
+        ),
+        [],
+    ),
+    "two listeners": (
+        two(
+            routed({"name": "g", "sectionName": "http"}),
+            routed({"name": "g", "sectionName": "https"}),
+        ),
+        [],
+    ),
+    "one listener, and all of them": (
+        two(routed({"name": "g", "sectionName": "http"}), routed({"name": "g"})),
+        ["b"],
+    ),
+    "all listeners, and those of a port": (
+        two(routed({"name": "g"}), routed({"name": "g", "port": 80})),
+        ["b"],
+    ),
+    "two ports": (two(routed({"name": "g", "port": 81}), routed({"name": "g", "port": 80})), []),
+    "the third listener, with two others before": (
+        [
+            rollout("a", 1, traffic=routed({"name": "g", "sectionName": "http"})),
+            rollout("b", 2, traffic=routed({"name": "g", "sectionName": "https"})),
+            rollout("c", 3, traffic=routed({"name": "g", "sectionName": "https"})),
+        ],
+        ["c"],
+    ),
+    "a traffic that makes no sense": (two(routed(), {"gatewayAPI": {"parentRefs": 7}}), []),
+    "requests that the older one still takes by its accepted spec": (
+        [
+            rollout("a", 1, accepted={"traffic": routed()}),
+            rollout("b", 2, traffic=routed()),
+        ],
+        ["b"],
+    ),
     "a spec that makes no sense": ([rollout("a", 1) | {"spec": {"service": 7}}, rollout("b", 2)], []),
 }
 
@@ -82,9 +196,78 @@ def test_the_later_of_two_that_want_one_object_loses(rollouts: list[Object], los
         assert "is steered by the older ModelRollout" in problem.message
 
 
-def test_when_the_first_goes_the_next_one_may() -> None:
-    rollouts = [rollout(name, n, service=service("x")) for n, name in enumerate("ab")]
-    assert conflicts(rollouts[1:]) == {}
+def test_the_sentence_names_the_traffic_the_other_one_and_the_mend() -> None:
+    traffic = routed(
+        {"name": "g", "namespace": "infra"}, hostnames=["a.x"], matches=[{"path": {"value": "/v1"}}]
+    )
+    found = conflicts(two(traffic, traffic, namespace="else"))[Key("else", "b")]
+    assert found.message == (
+        "traffic of Gateway infra/g for host a.x, path PathPrefix /v1, is steered by the older ModelRollout ml/a: write "
+        "other hostnames or matches in spec.traffic.gatewayAPI, or delete ml/a"
+    )
+
+
+A, B, C = (Key("ml", name) for name in "abc")
+
+
+def test_whoever_wants_what_another_one_had_is_looked_at_again() -> None:
+    """When it goes, when it is edited, and when its earlier spec is not in force any more."""
+    shared = service("x")
+    a, b, other = (rollout(name, n, service=service(s)) for n, (name, s) in enumerate(["ax", "bx", "cy"]))
+    claims = Claims()
+    assert [claims.put(one) for one in (a, b, other)] == [frozenset(), {A}, frozenset()]
+    assert claims.conflict(B) is not None
+    assert claims.put(a) == frozenset(), "nothing has changed"
+    edited = rollout("a", 0, service=service("z"), accepted={"service": shared})
+    assert claims.put(edited) == {B}
+    assert claims.conflict(B) is not None, "the older one still steers it"
+    assert claims.put(rollout("a", 0, service=service("z"), accepted={"service": service("z")})) == {B}
+    assert claims.conflict(B) is None
+    claims.put(a)
+    assert claims.remove(A) == {B}
+    assert claims.conflict(B) is None
+    assert claims.remove(A) == frozenset()
+
+
+def test_a_rollout_that_was_made_anew_comes_last() -> None:
+    claims = Claims()
+    for n, name in enumerate("ab"):
+        claims.put(rollout(name, n, service=service("x")))
+    assert claims.put(rollout("a", 5, uid="new", service=service("x"))) == {B}
+    assert claims.conflict(B) is None
+    assert claims.conflict(A) is not None
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abcd"),
+            st.none() | st.tuples(st.integers(0, 3), st.sampled_from("xyz"), st.sampled_from("xyz")),
+        ),
+        max_size=12,
+    )
+)
+def test_nothing_ever_has_two_masters_and_what_is_free_has_one(changes: list[Any]) -> None:
+    """S10, over random comings, goings and edits: as if all had been looked at anew."""
+    claims, present = Claims(), {}
+    for name, found in changes:
+        if found is None:
+            present.pop(name, None)
+            claims.remove(Key("ml", name))
+            continue
+        created, served, host = found
+        traffic = routed(hostnames=[f"{host}.z"])
+        present[name] = rollout(name, created, service=service(served), traffic=traffic)
+        claims.put(present[name])
+    ranked = sorted(
+        present.values(), key=lambda one: (one["metadata"]["creationTimestamp"], one["metadata"]["uid"])
+    )
+    taken: set[str] = set()
+    for one in ranked:
+        wanted = {one["spec"]["service"]["name"], *one["spec"]["traffic"]["gatewayAPI"]["hostnames"]}
+        refused = claims.conflict(Key("ml", one["metadata"]["name"])) is not None
+        assert refused is bool(wanted & taken)
+        taken |= wanted
 
 
 def other(name: str, selector: Object | None, **metadata: Any) -> Object:
