@@ -210,6 +210,8 @@ class ControlPlane:
             "--secure-port=0",
             "--kube-api-qps=200",
             "--kube-api-burst=400",
+            # 15 s by default, within which a test's whole step would pass.
+            "--horizontal-pod-autoscaler-sync-period=1s",
             "--profiling=false",
         ]
 

@@ -37,6 +37,7 @@ ROUTES = ("gateway.networking.k8s.io/v1", "httproutes")
 # Short, but none is zero: each of these waits is part of what is tested.
 TIMING = {"raiseAfter": "1s", "dataPlane": "200ms", "evidenceCommit": "1s"}
 RATE = 20_000.0  # requests per second to each rollout: enough to prove anything within a few polls
+PER_CORE = 100_000.0  # requests per second that keep a core busy
 EVERY = 1.0  # seconds between scrapes
 PATIENCE = 90.0  # seconds until a wait is given up; a rollout takes about 15
 GATEWAY = {"gatewayAPI": {"parentRefs": [{"name": "public", "namespace": "gateways"}]}}
@@ -76,6 +77,11 @@ class Meter:
         rate, errors = last.rate if rate is None else rate, last.errors if errors is None else errors
         if (rate, errors) != (last.rate, last.errors):
             self._stretches.append(_Stretch(at, *last.at(at), rate, errors))
+
+    @property
+    def rate(self) -> float:
+        """Requests per second at present."""
+        return self._stretches[-1].rate
 
     def _values(self, at: float) -> tuple[float, float]:
         found = next((s for s in reversed(self._stretches) if at >= s.since), None)
@@ -119,6 +125,7 @@ class Traffic:
         self._lock = threading.RLock()
         self._pods: dict[str, _Pod] = {}
         self._routes: dict[tuple[str, str], dict[str, int]] = {}
+        self._rates: defaultdict[str, float] = defaultdict(lambda: RATE)
         self._informers = [
             Informer(client, path_of("v1", "pods"), self._on_pod, labelSelector=ROLLOUT_LABEL),
             Informer(client, path_of(*ROUTES), self._on_route),
@@ -144,6 +151,19 @@ class Traffic:
         with self._lock:
             for meter in self.meters(namespace, revision):
                 meter.change(time.time(), errors=errors)
+
+    def demand(self, namespace: str, rate: float) -> None:
+        """From now on as many requests per second go to each rollout of a namespace."""
+        with self._lock:
+            self._rates[namespace] = rate
+            for rollout in {pod.rollout for pod in self._pods.values() if pod.namespace == namespace}:
+                self._share_out(namespace, rollout, time.time())
+
+    def cores(self, pod: Object) -> float | None:
+        """What a pod's requests cost at present; unknown of one that was never ready."""
+        with self._lock:
+            found = self._pods.get(pod["metadata"]["uid"])
+            return None if found is None or found.meter is None else found.meter.rate / PER_CORE
 
     def forget(self, namespace: str) -> None:
         """Drop all series of a namespace."""
@@ -193,7 +213,7 @@ class Traffic:
             else:
                 whole, own = sum(weights.values()), weights.get(f"{rollout}-{pod.revision}", 0)
                 share = own / whole / ready[pod.revision] if pod.ready and whole else 0.0
-            pod.meter.change(now, rate=RATE * share)
+            pod.meter.change(now, rate=self._rates[namespace] * share)
 
     def _serve(self, pod: _Pod, meter: Meter) -> None:
         target = {"namespace": pod.namespace, "pod": pod.name, "job": "pods", "instance": f"{pod.name}:8080"}
@@ -322,6 +342,11 @@ class Chronicle:
     def seen(self, version: int) -> float:
         """When a version was seen, in epoch seconds: a moment after it was written."""
         return self._seen[version]
+
+    def every(self, namespace: str) -> list[str]:
+        """Objects of a namespace that are or were there."""
+        with self._changed:
+            return sorted(name for (of, name) in self._versions if of == namespace)
 
     def names(self, namespace: str) -> list[str]:
         """Objects of a namespace that are there now."""

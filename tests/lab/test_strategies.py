@@ -154,6 +154,33 @@ def pods_are_replaced_in_batches_without_a_router(lab: Lab) -> None:
         assert rollout.outcome[0] == "Promoted"
 
 
+def an_elastic_release_is_taken_back_pod_by_pod_and_no_request_fails(lab: Lab) -> None:
+    plan = {"canary": {"steps": [{"weight": 66, "duration": "10m"}]}}
+    pods = Rollout(lab, "x", loaded=False).spec["workload"]["template"]
+    workload = {"replicas": 3, "elastic": True, "template": pods}
+    analysis = {"metrics": [ERRORS]}
+    with Rollout(lab, "elastic", rate=20, strategy=plan, analysis=analysis, workload=workload) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/good")
+        rollout.wait(lambda seen: step_runs(seen) and seen.status["stable"]["desired"] == 1, "the exchange")
+        rollout.wait_answers(40, "v2")
+        rollout.annotate("abort", rollout.status["candidate"]["revision"])
+        rollout.wait_end()
+        rollout.wait_answers(40, "v1")
+        print(rollout.measured())
+        assert rollout.outcome == ("RolledBack", "Aborted")
+        assert rollout.failures() == {}
+        tried = [seen for seen in rollout.timeline if seen.phase in ("Progressing", "RollingBack")]
+        assert max(pods_wanted(seen) for seen in tried) == 4
+        back = [seen.weight for seen in rollout.timeline if seen.phase == "RollingBack"]
+        assert {34, 0} <= set(back), "as its pods come back"
+        assert back == sorted(back, reverse=True)
+
+
+def pods_wanted(seen: Seen) -> int:
+    return sum(seen.status.get(role, {}).get("desired", 0) for role in ("stable", "candidate"))
+
+
 def the_better_reward_of_a_fixed_split_wins(lab: Lab) -> None:
     """`better` is right in 97 of 100 answers and `good` in 93."""
     strategy = {"abTest": {"reward": "quality", "weight": 50, "duration": "10m"}}
@@ -218,6 +245,7 @@ STORIES: list[Story] = [
     a_blue_green_switch_is_one_change_of_the_weights,
     a_preview_reaches_the_candidate_before_an_approved_switch,
     pods_are_replaced_in_batches_without_a_router,
+    an_elastic_release_is_taken_back_pod_by_pod_and_no_request_fails,
 ]
 
 

@@ -12,6 +12,9 @@ from ..api.status import Phase, RevisionStatus, Status, Weights
 from ..evidence.engine import raise_weight
 from .round import Round
 
+# How it is told that pods find no room: by the scheduler, or by a quota when they are created.
+_NO_ROOM = ("Unschedulable", "FailedCreate")
+
 
 @dataclass(frozen=True, slots=True)
 class Pods:
@@ -100,7 +103,8 @@ def _answering(round: Round) -> int:
     if round.pod_ratio:
         return pods_at(round, _step_weight(round)).candidate
     at_raise = round.status.step.baseline_ready if round.status.step else 0
-    serving = max(at_raise, round.view(round.status.stable).ready)
+    # Of more baseline pods only those that are ready for long: the candidate's, asked for with them, may be seconds late.
+    serving = max(at_raise or round.view(round.status.stable).ready, round.settled(round.status.stable))
     if round.exchanging:
         # The baseline shrank for it, so both sides together say what the traffic needs.
         serving += round.view(round.status.candidate).ready
@@ -136,6 +140,14 @@ def _carried(weight: int, ready: int, wanted: int) -> int:
     return weight if ready >= wanted else weight * ready // wanted
 
 
+def _carried_forward(round: Round, weight: int, ready: int, wanted: int) -> int:
+    """The candidate's weight that its ready pods carry. In an exchange it is their whole share, or the baseline could not let
+    as many pods go, and there would be no room for the next."""
+    if ready < wanted and round.exchanging and not round.pod_ratio:
+        return min(weight, 100 * ready // round.capacity)
+    return _carried(weight, ready, wanted)
+
+
 def _carried_back(baseline_ready: int, size: int) -> int:
     """The candidate's weight that as many ready baseline pods, of `size` for all traffic, can't carry yet."""
     return 100 - min(100, 100 * baseline_ready // size)
@@ -166,8 +178,8 @@ def _forward(round: Round) -> Round:
     wanted, weight, settled = _answering(round), goal(round), round.settled(round.status.candidate)
     if settled < _standing_by(round):
         round = replace(round, may_raise=False)
-    low = _carried(weight, candidate.ready, wanted)
-    high = _carried(weight, settled, wanted)
+    low = _carried_forward(round, weight, candidate.ready, wanted)
+    high = _carried_forward(round, weight, settled, wanted)
     if round.pod_ratio and candidate.ready and min(weight, present):
         low = max(1, low)  # the ratio of pods says how much; 0 would pin the Service and take all of it away
     if present > weight and candidate.ready > 0 and _after_emergency(round):
@@ -247,7 +259,10 @@ def _watching(round: Round) -> Round:
         return _emergency(round.put(weights=Weights(previous=100)), role="previous revision")
     weight = _watch_weight(round)
     if status.watch.ending and round.lean and stable.ready < round.capacity:
-        weight = present  # its pods are still needed to carry the traffic
+        # Its pods are still needed to carry the traffic. With a router they go one by one, as on the way back.
+        weight = present if round.pod_ratio else min(present, _carried_back(stable.ready, round.capacity))
+        if not round.pod_ratio and previous.ready:
+            return round.put(weights=Weights(stable=100 - weight, previous=weight))
     pods = pods_at(round, 100 - weight).baseline if round.lean else _ceil(round.capacity * weight, 100)
     low = _carried(weight, previous.ready, max(1, pods))
     before = replace(round, status=round.before)
@@ -279,16 +294,33 @@ def _backward(round: Round) -> Round:
     if baseline.ready == 0 and candidate.ready == 0:
         return round
     size = status.capacity_at_start or round.capacity
-    weight = min(present, _carried_back(baseline.ready, size))
-    late = (
-        status.rolling_back_since is not None
-        and round.now >= status.rolling_back_since + round.spec.progress_deadline
-    )
-    if baseline.ready and (late or candidate.ready == 0):
+    weight = min(present, _carried_back(_staying(round), size))
+    if baseline.ready and (_late(round) or candidate.ready == 0):
         weight = 0
     if baseline.ready == 0:
         return _emergency(round.put(weights=Weights(candidate=100)), role="candidate")
     return round.put(weights=Weights(stable=100 - weight, candidate=weight))
+
+
+def size_before(round: Round, role: RevisionStatus | None) -> int:
+    """Pods that a revision was to have by the committed status, in whatever role."""
+    before = (round.before.stable, round.before.candidate, round.before.previous)
+    return next((one.desired for one in before if one and role and one.revision == role.revision), 0)
+
+
+def _staying(round: Round) -> int:
+    """Ready pods of the baseline, but for those that were told to go: they are ready for a moment longer."""
+    stable = round.status.stable
+    return min(size_before(round, stable), round.view(stable).ready)
+
+
+def _late(round: Round) -> bool:
+    """Whether the time of the way back is over. Where its pods are exchanged one by one, each of them has that time."""
+    status = round.status
+    limit = status.progress_deadline_at if round.spec.workload.elastic else None
+    if limit is None and status.rolling_back_since is not None:
+        limit = status.rolling_back_since + round.spec.progress_deadline
+    return limit is not None and round.now >= limit
 
 
 def set_sizes(round: Round) -> Round:
@@ -303,13 +335,35 @@ def set_sizes(round: Round) -> Round:
     }
     phase = round.phase
     stable, candidate, previous = (
-        sizes[phase](round) if phase in sizes else (round.spec.workload.replicas, 0, 0)
+        _within_room(round, sizes[phase](round)) if phase in sizes else (round.spec.workload.replicas, 0, 0)
     )
     return round.put(
         stable=_sized(status.stable, stable, round),
         candidate=_sized(status.candidate, candidate, round),
         previous=_sized(status.previous, previous, round),
     )
+
+
+def _within_room(round: Round, wanted: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What an elastic workload may have of the sizes that are wanted: one pod more than the capacity, with all that others
+    still have. S1 comes first: where only one side has ready pods, it gets its size at once."""
+    status = round.status
+    others = (status.candidate, status.previous)
+    alone = round.view(status.stable).ready == 0 and any(round.view(role).ready for role in others)
+    if not round.spec.workload.elastic or not round.exchanging or alone:
+        return wanted
+    roles = (status.stable, *others)
+    had = [role.desired if role else 0 for role in roles]
+    # A Deployment that was scaled down takes a moment to let its pods go.
+    there = [view.pods - view.leaving for view in map(round.view, roles)]
+    taken = sum(gone.desired for gone in status.retiring)
+    sizes = list(wanted)
+    for at, size in enumerate(sizes):
+        elsewhere = sum(max(had[i], sizes[i], there[i]) for i in range(3) if i != at)
+        room = round.capacity + 1 - taken - elsewhere
+        if size > had[at]:
+            sizes[at] = max(had[at], min(size, room))
+    return sizes[0], sizes[1], sizes[2]
 
 
 def _sized(role: RevisionStatus | None, desired: int, round: Round) -> RevisionStatus | None:
@@ -328,10 +382,20 @@ def _shrunk(round: Round, role: RevisionStatus, wanted: int, weight: int) -> int
     if weight and not round.lean:
         return role.desired
     since = round.seen.route.routed_since
-    written = _by_revision(round.before) == _by_revision(round.status)
-    if not written or since is None or round.now < since + round.spec.drain_delay:
+    if not _written(round) or since is None or round.now < since + round.spec.drain_delay:
         return role.desired
-    return min(role.desired, max(wanted, round.capacity * weight // 100))
+    return min(role.desired, max(wanted, _carrying(round.capacity, weight)))
+
+
+def _carrying(capacity: int, weight: int) -> int:
+    """Pods of `capacity` that a weight needs. It is in whole percent: what it was rounded from may be almost 1 % less, which
+    is more than a pod where there are hundreds."""
+    return capacity * (weight - 1) // 100 + 1 if weight else 0
+
+
+def _written(round: Round) -> bool:
+    """Whether the weights are those that were committed before, which the route was seen against."""
+    return _by_revision(round.before) == _by_revision(round.status)
 
 
 def _by_revision(status: Status) -> dict[str, int]:
@@ -399,6 +463,8 @@ def _watching_sizes(round: Round) -> tuple[int, int, int]:
         kept = min(kept, status.previous.desired) if round.lean else kept
     elif round.lean:
         kept = pods_at(round, 100 - round.holdback).baseline
+        if status.watch.ending and not round.pod_ratio:
+            kept = min(kept, max(1, capacity - round.view(status.stable).ready))
     serving = capacity
     if round.lean and round.holdback and not status.watch.ending:
         # If the previous revision lacks pods, they are made up for.
@@ -413,14 +479,16 @@ def _backward_sizes(round: Round) -> tuple[int, int, int]:
     status, capacity = round.status, round.capacity
     assert status.candidate is not None
     present = status.candidate.desired
-    baseline, candidate = round.view(status.stable), round.view(status.candidate)
-    stuck = baseline.ready < capacity and any(text.startswith("Unschedulable") for text in baseline.waiting)
+    baseline, candidate, staying = round.view(status.stable), round.view(status.candidate), _staying(round)
+    stuck = baseline.ready < capacity and any(text.startswith(_NO_ROOM) for text in baseline.waiting)
     if stuck:
-        freeing = candidate.pods <= present and present > 1
+        # One at a time: the next only once the pod that got the room of the last is ready, and has its weight.
+        replaced = candidate.pods <= present and staying + present >= capacity
+        freeing = present > 1 and replaced and _written(round) and round.routed
         return capacity, present - 1 if freeing else present, 0
     if baseline.ready == 0 and candidate.ready:
         return capacity, max(capacity, present), 0  # S1: it carries everything
     if round.lean and baseline.ready:
-        left = min(present, max(1, capacity - baseline.ready))
+        left = min(present, max(1, capacity - staying))
         present = _shrunk(round, status.candidate, left, status.weights.candidate)
     return capacity, present, 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..api.conditions import EventReason, Reason
 from ..api.spec import Spec
 from ..api.status import PauseStatus, Phase, RestartStatus, Retiring, Status, UndoStatus
-from .capacity import at_goal, needed, set_sizes, set_weights
+from .capacity import at_goal, needed, set_sizes, set_weights, size_before
 from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
 from .clocks import set_clocks
 from .gates import ask_anew, next_asking, note_gates
@@ -323,22 +323,17 @@ def _progress_deadline(round: Round) -> Round:
     role = status.stable if phase in (Phase.PENDING, Phase.ROLLING_BACK) else status.candidate
     if phase not in (*ACTIVE, Phase.PENDING) or phase == Phase.WATCHING or role is None or role.desired == 0:
         return round if status.progress_deadline_at is None else round.put(progress_deadline_at=None)
-    old = _desired_before(round, role.revision)
+    old = size_before(round, role)
     written = status.weights == round.before.weights
     there = role.ready >= role.desired and (round.seen.route.routed_since is not None) and written
     if there:
         return round.put(progress_deadline_at=None) if phase != Phase.ROLLING_BACK else round
-    # Pods that are exchanged one by one each get their time; the way back has one end.
-    rose = role.desired > old and phase != Phase.ROLLING_BACK
+    # Pods that are exchanged one by one each get their time; the way back has one end, unless it is such an exchange.
+    rose = role.desired > old and (phase != Phase.ROLLING_BACK or round.spec.workload.elastic)
     lacking = role.ready == 0 or round.seen.route.routed_since is None
     if rose or (status.progress_deadline_at is None and lacking):
         return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
     return round
-
-
-def _desired_before(round: Round, revision: str) -> int:
-    before = (round.before.stable, round.before.candidate, round.before.previous)
-    return next((role.desired for role in before if role and role.revision == revision), 0)
 
 
 def _weight_event(round: Round) -> Round:
@@ -374,6 +369,6 @@ def next_time(round: Round) -> float | None:
     if round.seen.route.routed_since is not None:
         times.append(round.seen.route.routed_since + timing.data_plane)
         times.append(round.seen.route.routed_since + round.spec.drain_delay)
-    for role in (status.candidate, status.previous):
+    for role in (status.stable, status.candidate, status.previous):
         times.extend(since + timing.raise_after for since in round.view(role).ready_since)
     return min((time for time in times if time is not None and time > round.now), default=None)

@@ -32,6 +32,7 @@ class RevisionView:
     ready_since: tuple[float, ...] = ()  # for each ready endpoint: when its pod became ready, ascending
     restarts: int = 0  # container restarts of all its pods
     pods: int = 0  # pods that exist, those being terminated included
+    leaving: int = 0  # of these: pods that are being terminated
     waiting: tuple[str, ...] = ()  # "ImagePullBackOff: no such image", most telling first
 
 

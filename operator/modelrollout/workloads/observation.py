@@ -110,6 +110,7 @@ def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: fl
         ready_since=tuple(sorted(_first(since.get(pod), now) for pod in ready.values())),
         restarts=sum(pod.restart_count for pod in pods),
         pods=len(pods),
+        leaving=sum(pod.terminating for pod in pods),
         waiting=((picker,) if picker else ()) + waiting_of(pods, workload),
     )
 

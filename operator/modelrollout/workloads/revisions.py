@@ -149,11 +149,12 @@ def deployment(
 ) -> Object:
     """The Deployment of a revision. Another `restarted_at` makes all its pods anew; it is no part of the revision.
 
-    Its own deadline only sets a condition that nobody acts on; it is not shorter than ours. Pods that are replaced one
-    by one (an evicted node) are never missing: maxUnavailable 0.
+    Its own deadline only sets a condition that nobody acts on; it is not shorter than ours. Pods that are made anew are
+    never missing: maxUnavailable 0, which no disruption budget can ask more of. An elastic workload has room for one more.
     """
     ready_seconds = spec.workload.min_ready_seconds
     deadline = max(_DEPLOYMENT_DEADLINE, spec.progress_deadline, ready_seconds + 60.0)
+    surge = 1 if spec.workload.elastic else "25%"
     return {
         "apiVersion": DEPLOYMENT.api_version,
         "kind": DEPLOYMENT.kind,
@@ -163,7 +164,7 @@ def deployment(
             "minReadySeconds": ready_seconds,
             "progressDeadlineSeconds": math.ceil(deadline),
             "selector": {"matchLabels": labels_for(rollout, revision)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": surge}},
             "template": _restarted(record.template, restarted_at),
         },
     }

@@ -64,6 +64,9 @@ class Case:
     def ready(self, role: RevisionStatus | None) -> int:
         return self.seen.of(role.revision if role else None).ready
 
+    def waiting(self, role: RevisionStatus) -> bool:
+        return bool(self.seen.of(role.revision).waiting)
+
     def settled(self, role: RevisionStatus | None) -> int:
         limit = self.now - self.timing.raise_after
         return sum(since <= limit for since in self.seen.of(role.revision if role else None).ready_since)
@@ -85,6 +88,12 @@ def by_revision(status: Status) -> dict[str, int]:
         (status.previous, status.weights.previous),
     )
     return {role.revision: weight for role, weight in pairs if role and weight}
+
+
+def wanted_pods(status: Status) -> int:
+    """Pods of all revisions, those included that retire."""
+    roles = [r for r in (status.stable, status.candidate, status.previous) if r]
+    return sum(role.desired for role in roles) + sum(gone.desired for gone in status.retiring)
 
 
 @dataclass
@@ -113,6 +122,7 @@ class Rules:
             self.mirrors_need_ready_pods,
             self.matches_need_ready_pods,
             self.s9_capacity,
+            self.elastic_stays_within_its_room,
             self.s3_pods_outlast_weight,
             self.s4_the_way_back_falls,
             self.s4_makes_room_one_by_one,
@@ -200,11 +210,12 @@ class Rules:
         assert status.step is not None
         assert status.candidate is not None
         step = status.plan[status.step.index]
-        ready, baseline = case.ready(status.candidate), case.ready(status.stable)
+        ready = case.ready(status.candidate)
         assert ready, "S1: a mirror to a revision without ready pods"
-        assert baseline, "S1: a mirror, and nothing but the candidate serves"
+        assert case.ready(status.stable), "S1: a mirror, and nothing but the candidate serves"
         at_raise = case.before.step.baseline_ready if case.before.step else 0
-        serving = min(case.capacity, max(at_raise, baseline))
+        present = at_raise or case.ready(status.stable)
+        serving = min(case.capacity, max(present, case.settled(status.stable)))
         needed = max(1, ceil(serving * min(100, step.weight + step.mirror) / 100))
         assert mirror <= step.mirror * min(1, ready / needed), (
             f"S2: {ready} pods can't answer copies of {mirror} %"
@@ -246,7 +257,8 @@ class Rules:
                 return 100 if ready else 0  # the pods themselves are the weight
             return min(goal, 100 * ready)
         at_raise = case.before.step.baseline_ready if case.before.step else 0
-        baseline = min(case.capacity, max(at_raise, case.ready(case.after.stable)))
+        present = at_raise or case.ready(case.after.stable)
+        baseline = min(case.capacity, max(present, case.settled(case.after.stable)))
         needed = max(1, ceil(baseline * goal / 100))
         return goal if ready >= needed else goal * ready // needed
 
@@ -264,7 +276,9 @@ class Rules:
                 continue  # S4: weight falls as the baseline's pods come, which need its place
             weight = max(present.get(revision, 0), (case.seen.route.weights or {}).get(revision, 0))
             if weight and case.lean:
-                enough = 1 if case.pod_ratio else max(1, case.capacity * weight // 100)
+                enough = 1 if case.pod_ratio else case.capacity * (weight - 1) // 100 + 1
+                if status.phase == Phase.ROLLING_BACK and status.stable and case.waiting(status.stable):
+                    enough = max(1, enough - 1)  # it makes room for one that comes back
                 assert left >= enough, f"S3: {revision} with weight {weight} is left {left} pods"
                 continue
             assert not weight, f"S3: {revision} with weight {weight} loses pods"
@@ -280,10 +294,17 @@ class Rules:
         weight = after.weights.candidate
         assert weight <= old, f"S4: weight rose from {old} to {weight} on the way back"
         assert after.rolling_back_since is not None
-        if case.now >= after.rolling_back_since + case.spec.progress_deadline:
+        limit = after.rolling_back_since + case.spec.progress_deadline
+        if case.spec.workload.elastic and before.phase == Phase.ROLLING_BACK:
+            limit = before.progress_deadline_at or limit  # each pod that comes back has its time
+        if case.now >= limit:
             assert weight == 0, f"S4: weight {weight} after the time limit"
         size = after.capacity_at_start or case.capacity
-        left = 100 - min(100, 100 * case.ready(after.stable) // size)
+        had = [
+            r.desired for r in (before.stable, before.previous) if r and r.revision == after.stable.revision
+        ]
+        staying = min([case.ready(after.stable), *had])  # what was told to go carries nothing
+        left = 100 - min(100, 100 * staying // size)
         assert weight <= left, f"S4: weight {weight} is kept from a baseline that can carry it"
 
     def s4_makes_room_one_by_one(self, case: Case) -> None:
@@ -443,6 +464,19 @@ class Rules:
             same = before.candidate.revision == after.candidate.revision
             grown = after.candidate.desired >= before.candidate.desired or after.phase == Phase.ROLLING_BACK
             assert grown or not same, "S2: the candidate was shrunk within an attempt"
+
+    def elastic_stays_within_its_room(self, case: Case) -> None:
+        """One pod more than the capacity, or fewer than before; but S1 comes first."""
+        before, after = case.before, case.after
+        if not case.spec.workload.elastic or after.phase not in ATTEMPT or after.stable is None:
+            return
+        step = after.plan[after.step.index] if after.step else None
+        alone = case.ready(after.stable) == 0 and (case.ready(after.candidate) or case.ready(after.previous))
+        if alone or (step and (step.mirror or step.size or step.matches)):
+            return
+        assert wanted_pods(after) <= max(case.capacity + 1, wanted_pods(before)), (
+            f"elastic: {wanted_pods(after)} pods are wanted for a capacity of {case.capacity}"
+        )
 
     def conditions_follow_the_table(self, case: Case) -> None:
         status = case.after

@@ -502,6 +502,101 @@ class TestElastic:
         assert world.status.stable
         assert world.status.stable.ready == 4
 
+    @pytest.mark.parametrize(("replicas", "weight"), [(3, 50), (7, 30), (80, 33), (250, 4)])
+    def test_what_is_between_two_pods_or_two_percent_does_not_stop_an_exchange(
+        self, replicas: int, weight: int
+    ) -> None:
+        world = self.half(replicas, weight)
+        assert world.status.candidate
+        assert world.status.candidate.desired == -(-replicas * weight // 100)
+        if weight < 33:
+            world.judge(BAD).until("RolledBack")
+
+    def half(self, replicas: int, weight: int = 50, **changes: Any) -> World:
+        """In the middle of a step, at its weight."""
+        steps = [{"weight": weight, "duration": "10h"}]
+        spec = spec_of(
+            workload=workload(elastic=True, replicas=replicas),
+            strategy={"canary": {"steps": steps}},
+            progressDeadline="2m",
+            **changes,
+        )
+        world = World(spec=spec, room=replicas + 1, starting=20.0).healthy().release("2")
+        for _ in range(2000):
+            world.tick(5)
+            if world.status.weights.candidate == weight:
+                return world.run(120)
+        raise AssertionError(world.status.message)
+
+    def test_the_way_back_ends_in_time_when_its_pods_do_not_come(self) -> None:
+        world = self.half(8)
+        world.starting = 1e6
+        world.judge(BAD).until("RollingBack").run(110)
+        assert world.status.weights.candidate == 50
+        world.run(15)
+        assert world.status.weights.candidate == 0
+
+    @pytest.mark.parametrize("surge", [1, 0])
+    def test_the_way_back_goes_pod_by_pod_and_never_lacks_two(self, surge: int) -> None:
+        world = self.half(8)
+        old, new = world.status.stable, world.status.candidate
+        assert old and new
+        assert (old.desired, new.desired) == (4, 4)
+        world.room = 8 + surge
+        world.judge(BAD)
+        for _ in range(5000):
+            world.tick(1)
+            ready = sum(world.seen().of(revision).ready for revision in (old.revision, new.revision))
+            assert ready >= 8 - (surge == 0)
+            if world.status.phase == "RolledBack":
+                break
+        assert world.status.phase == "RolledBack"
+        assert world.status.stable
+        assert world.status.stable.revision == old.revision
+        # Without any room the last pod gets its place when the candidate has left.
+        world.run(120)
+        assert world.seen().of(old.revision).ready == 8
+
+    def test_a_pod_that_was_told_to_go_takes_nothing_over(self) -> None:
+        world = self.half(8)
+        old = world.status.stable
+        assert old
+        world.pods[old.revision].append(world.pods[old.revision][0])
+        world.judge(BAD).tick(1)
+        assert (world.status.phase, world.status.weights.candidate) == ("RollingBack", 50)
+        assert world.status.candidate
+        assert world.status.candidate.desired == 4
+
+    def test_a_weight_between_two_pods_keeps_both(self) -> None:
+        """66 % of three pods are two."""
+        steps = [{"weight": 66, "duration": "10h"}]
+        spec = spec_of(workload=workload(elastic=True, replicas=3), strategy={"canary": {"steps": steps}})
+        world = World(spec=spec, room=4, starting=20.0).healthy().release("2").run(400)
+        assert world.status.candidate
+        assert (world.status.candidate.desired, world.status.weights.candidate) == (2, 66)
+        world.judge(BAD).run(15)
+        assert (world.status.candidate.desired, world.status.weights.candidate) == (2, 66)
+
+    def test_the_end_of_the_watch_needs_no_room_for_all_that_was_held_back(self) -> None:
+        world = self.half(8, watch={"duration": "10m", "holdback": 40}).ask("promote")
+        world.until("Watching", limit=7200)
+        assert world.status.previous
+        old = world.status.previous.revision
+        world.until("Healthy", limit=7200)
+        assert world.status.stable
+        assert world.status.stable.ready == 8
+        assert len(world.pods.get(old, ())) <= 1
+
+    def test_a_new_release_waits_for_pods_that_retire(self) -> None:
+        world = self.half(4)
+        world.release("3")
+        for _ in range(400):
+            world.tick(5)
+            assert sum(map(len, world.pods.values())) <= 5
+            if world.status.candidate and world.status.candidate.ready and world.status.attempt == 3:
+                return
+        raise AssertionError(world.status.message)
+
 
 class TestPodRatioSizes:
     """Readiness is weight."""

@@ -72,6 +72,13 @@ def promote_elastic() -> None:
     World(spec=spec).healthy().release("2").judge(GOOD).until("Watching", every=1).run(60, every=1)
 
 
+def roll_back_elastic() -> None:
+    steps = {"canary": {"steps": [{"weight": 75, "duration": "10m"}]}}
+    spec = spec_of(workload={**spec_of()["workload"], "elastic": True}, strategy=steps)
+    world = World(spec=spec).healthy().release("2").run(600)
+    world.judge(BAD).until("RolledBack").run(60, every=1)
+
+
 def roll_back_from_the_watch() -> None:
     world = World().healthy().release("2").judge(GOOD).until("Watching")
     assert world.status.previous
@@ -450,6 +457,9 @@ TAKEN = {
         decide, "note_gates", pass_by_itself, wait_before_the_first_step, "gates"
     ),
     "a gate is asked without end": Taken(gates, "_plan_gate", without_end, refuse_at_a_gate, "gates"),
+    "elastic asks for all pods of the way back at once": Taken(
+        capacity, "_within_room", lambda _, wanted: wanted, roll_back_elastic, "elastic"
+    ),
     "S11 a message that changes by itself": Taken(decide, "report", spoken, do_nothing, "S11"),
 }
 

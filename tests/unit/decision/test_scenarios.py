@@ -331,6 +331,15 @@ class TestPods:
         assert set(weights) == {10}
         assert world.status.candidate and world.status.candidate.desired == 4
 
+    def test_pods_that_come_seconds_after_the_baselines_cost_no_weight(self, world: World) -> None:
+        started(world)
+        world.edit(workload={**world.spec["workload"], "replicas": 40}).tick(1)
+        world.lose(world.revision, 3)
+        weights = [world.tick(1) and world.status.weights.candidate for _ in range(20)]
+        assert set(weights) == {10}
+        world.run(20)
+        assert world.status.weights.candidate == 2, "they do not come at all"
+
 
 def test_a_restored_cluster_goes_on_with_what_serves() -> None:
     world = World(spec=spec_of("2"))

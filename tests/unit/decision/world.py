@@ -139,7 +139,8 @@ class World:
     contested_by: str | None = None  # another writer, who has changed the route: it is left alone for now
     pinned: str | None = None
     problem: str | None = None  # the spec is refused with this sentence
-    pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since
+    pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since, or from when on
+    starting: float = 0.0  # seconds from a pod's place to its readiness
     routed: tuple[dict[str, int], float] | None = None
     answers: dict[str, GateReading] = field(default_factory=dict)  # by gate, to whatever it is asked
     mirrored: int = 0  # percent of the requests that the route copies to the candidate
@@ -209,7 +210,8 @@ class World:
 
     def _ready(self, revision: str) -> list[float]:
         """Since when pods of a revision are ready."""
-        placed = [since for since in self.pods.get(revision, ()) if since < math.inf]
+        latest = self.now if self.starting else math.inf
+        placed = [since for since in self.pods.get(revision, ()) if since < math.inf and since <= latest]
         ready = [] if revision in self.broken else sorted(placed)
         return ready[: max(0, len(ready) - self.lost.get(revision, 0))]
 
@@ -318,7 +320,7 @@ class World:
             free = len(since) if self.room is None else max(0, self.room - taken)
             for n, one in enumerate(since):
                 if one == math.inf and free > 0:
-                    since[n], free = self.now, free - 1
+                    since[n], free = self.now + self.starting, free - 1
 
     def _roles(self) -> Iterable[RevisionStatus]:
         return [r for r in (self.status.stable, self.status.candidate, self.status.previous) if r]

@@ -88,7 +88,7 @@ def test_the_deployment_selects_by_our_labels_only_and_never_misses_a_pod() -> N
         "modelrollout.dev/rollout": "fraud",
         "modelrollout.dev/revision": revision,
     }
-    assert obj["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0}
+    assert obj["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": "25%"}
     assert (obj["spec"]["replicas"], obj["spec"]["minReadySeconds"]) == (5, 7)
     assert obj["spec"]["progressDeadlineSeconds"] == 1200
     (owner,) = obj["metadata"]["ownerReferences"]

@@ -1,0 +1,142 @@
+"""What pods use, for autoscalers: `metrics.k8s.io` behind the API server's aggregation layer, as metrics-server has it.
+
+Usage is whatever the caller says of a pod, so that a test sets the demand and the real controller does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from lab.kube import KubeClient, KubeError, Object, path_of
+from lab.process import LabError
+
+GROUP, VERSION = "metrics.k8s.io", "v1beta1"
+NAMESPACE, SERVICE = "kube-system", "metrics"
+_ROOT = f"/apis/{GROUP}/{VERSION}"
+
+# CPU that a pod uses, in cores; None where nothing is known of it yet.
+Usage = Callable[[Object], float | None]
+
+
+class PodMetrics:
+    """Serves the usage of pods over TLS on loopback; `pki` is the folder with the API server's certificate."""
+
+    def __init__(self, client: KubeClient, pki: Path, usage: Usage) -> None:
+        self._client, self._usage = client, usage
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pki / "apiserver.crt", pki / "apiserver.key")
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def start(self, *, timeout: float = 30.0) -> PodMetrics:
+        """Serve, and wait until the API server finds it. Raises LabError with its word on why not."""
+        self._thread.start()
+        for obj in self._objects(self._server.server_address[1]):
+            self._client.apply(obj)
+        deadline = time.monotonic() + timeout
+        while (said := self._availability()) is not None:
+            if time.monotonic() > deadline:
+                raise LabError(f"{VERSION}.{GROUP} is not available after {timeout:.0f} s: {said}")
+            time.sleep(0.1)
+        return self
+
+    def stop(self) -> None:
+        """Take the API away, so that nobody's discovery fails on it, and end."""
+        path = path_of("apiregistration.k8s.io/v1", "apiservices", None, f"{VERSION}.{GROUP}")
+        self._client.delete(path, missing_ok=True)
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _objects(self, port: int) -> list[Object]:
+        # EndpointSlices refuse loopback addresses; the name of one is followed.
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": SERVICE, "namespace": NAMESPACE},
+            "spec": {"type": "ExternalName", "externalName": "localhost"},
+        }
+        api = {
+            "apiVersion": "apiregistration.k8s.io/v1",
+            "kind": "APIService",
+            "metadata": {"name": f"{VERSION}.{GROUP}"},
+            "spec": {
+                "group": GROUP,
+                "version": VERSION,
+                "groupPriorityMinimum": 100,
+                "versionPriority": 100,
+                "service": {"name": SERVICE, "namespace": NAMESPACE, "port": port},
+                "insecureSkipTLSVerify": True,
+            },
+        }
+        return [service, api]
+
+    def _availability(self) -> str | None:
+        """None once the API is available, else the API server's word on it."""
+        path = path_of("apiregistration.k8s.io/v1", "apiservices", None, f"{VERSION}.{GROUP}")
+        conditions = (self._client.get(path).get("status") or {}).get("conditions") or []
+        found = next((c for c in conditions if c["type"] == "Available"), {"message": "no condition yet"})
+        return None if found.get("status") == "True" else str(found["message"])
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        metrics = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                status, answer = metrics.answer(self.path)
+                body = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+    def answer(self, url: str) -> tuple[int, Object]:
+        """Status and body for a GET: of the API itself, or of the pods of a namespace, by label selector."""
+        parts = urlsplit(url)
+        path = unquote(parts.path)
+        if path == _ROOT:
+            resource = {"name": "pods", "singularName": "", "namespaced": True, "kind": "PodMetrics"}
+            resources = [resource | {"verbs": ["get", "list"]}]
+            answer = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{GROUP}/{VERSION}"}
+            return 200, answer | {"resources": resources}
+        match path.removeprefix(_ROOT).split("/"):
+            case ["", "namespaces", namespace, "pods"]:
+                selector = parse_qs(parts.query).get("labelSelector")
+                query = {"labelSelector": selector[0]} if selector else {}
+                return self._pods(namespace, query)
+        return 404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404}
+
+    def _pods(self, namespace: str, query: Mapping[str, str]) -> tuple[int, Object]:
+        try:
+            pods = self._client.list(path_of("v1", "pods", namespace), **query)
+        except KubeError as error:
+            return error.status, {"kind": "Status", "apiVersion": "v1", "message": error.message}
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        items = [_metrics(pod, cores, now) for pod in pods if (cores := self._usage(pod)) is not None]
+        return 200, {"kind": "PodMetricsList", "apiVersion": f"{GROUP}/{VERSION}", "items": items}
+
+
+def _metrics(pod: Object, cores: float, now: str) -> Object:
+    """The pod's usage, in its first container."""
+    metadata = {key: pod["metadata"][key] for key in ("name", "namespace", "labels")}
+    usage = {"cpu": f"{round(cores * 1e9)}n", "memory": "0"}
+    containers = [{"name": pod["spec"]["containers"][0]["name"], "usage": usage}]
+    # An autoscaler leaves a pod out until it was ready for a window.
+    return {"metadata": metadata, "timestamp": now, "window": "1s", "containers": containers}
