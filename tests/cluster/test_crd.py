@@ -16,11 +16,12 @@ import yaml
 from lab.kube import KubeClient, KubeError, Object, path_of
 from lab.lab import Lab
 from modelrollout.api.rules import NAME_MESSAGE, RULES
-from modelrollout.api.spec import API_VERSION, GROUP, PLURAL
+from modelrollout.api.spec import API_VERSION, GROUP, KIND, PLURAL
 from modelrollout.api.status import Status
 from modelrollout.api.types import Model
 from modelrollout.api.validate import parse
 from tests.unit.api.manifests import BAD, GOOD, Bad, gateway, good, minimal
+from tests.unit.test_documents import manifests
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "crd"
@@ -88,11 +89,18 @@ def test_accepted(client: KubeClient, name: str) -> None:
     try_out(client, good(name))
 
 
-@pytest.mark.parametrize("file", ["minimal.yaml", "fraud.yaml", "gates.yaml"])
-def test_example_is_accepted(client: KubeClient, file: str) -> None:
-    obj = yaml.safe_load((ROOT / "examples" / file).read_text())
-    obj["metadata"]["namespace"] = NAMESPACE
-    try_out(client, obj)
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.name)
+def test_example_is_accepted(client: KubeClient, file: Path) -> None:
+    try_out(client, namespaced(yaml.safe_load(file.read_text())))
+
+
+@pytest.mark.parametrize("manifest", [one for one in manifests() if one.values[0].get("kind") == KIND])
+def test_what_the_documents_show_is_accepted(client: KubeClient, manifest: Object) -> None:
+    try_out(client, namespaced(manifest))
+
+
+def namespaced(obj: Object) -> Object:
+    return obj | {"metadata": obj["metadata"] | {"namespace": NAMESPACE}}
 
 
 @pytest.mark.parametrize("name", GOOD)

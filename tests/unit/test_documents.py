@@ -64,7 +64,8 @@ def _commands() -> Iterator[Command]:
                     yield Command(_name(document), line.strip())
 
 
-def _manifests() -> Iterator[Any]:
+def manifests() -> Iterator[Any]:
+    """What the documents show as YAML, as parameters of a test."""
     for document in DOCUMENTS:
         for number, block in enumerate(_blocks(document, "yaml")):
             for found in yaml.safe_load_all(block):
@@ -153,7 +154,7 @@ def test_the_commands_of_the_readme_are_run_by_ci() -> None:
     assert {"make lint", "make test"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
 
 
-@pytest.mark.parametrize("manifest", list(_manifests()))
+@pytest.mark.parametrize("manifest", list(manifests()))
 def test_every_manifest_is_accepted(manifest: Any) -> None:
     if isinstance(manifest, Mapping) and manifest.get("kind") == "ModelRollout":
         spec, problems = parse(manifest)
