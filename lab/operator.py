@@ -111,8 +111,8 @@ class Operator:
             client.apply(obj)
         return self
 
-    def start(self) -> Operator:
-        """Start the process and wait until it has read the cluster."""
+    def arguments(self) -> list[str]:
+        """What the chart starts it with, on this machine, with the rights of its ServiceAccount."""
         if not self._arguments:
             self.install()
         replaced = {"--config": str(self._folder / "config.yaml"), "--listen": "127.0.0.1:0"}
@@ -121,10 +121,15 @@ class Operator:
             name, equals, _ = argument.partition("=")
             arguments.append(f"{name}={replaced[name]}" if equals and name in replaced else argument)
         kubeconfig = self._lab.kubeconfig_for(self._namespace, self._account)
+        return [*arguments, "--kubeconfig", str(kubeconfig)]
+
+    def start(self) -> Operator:
+        """Start the process and wait until it has read the cluster."""
+        arguments = self.arguments()
         paths = f"{ROOT / 'operator'}{os.pathsep}{ROOT}"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.write_text("", encoding="utf-8")
-        command = [sys.executable, "-m", self._module, *arguments, "--kubeconfig", str(kubeconfig)]
+        command = [sys.executable, "-m", self._module, *arguments]
         env = {**os.environ, "PYTHONPATH": paths, **self._environment}
         if self._detached:
             companions.start(self._lab.folder, "operator", command, log=self.log, env=env)

@@ -39,7 +39,7 @@ TIMING = {"raiseAfter": "1s", "dataPlane": "200ms", "evidenceCommit": "1s"}
 RATE = 20_000.0  # requests per second to each rollout: enough to prove anything within a few polls
 PER_CORE = 100_000.0  # requests per second that keep a core busy
 EVERY = 1.0  # seconds between scrapes
-PATIENCE = 90.0  # seconds until a wait is given up; a rollout takes about 15
+PATIENCE = 180.0  # seconds until a wait is given up; a rollout takes about 15 where nothing else is at work
 GATEWAY = {"gatewayAPI": {"parentRefs": [{"name": "public", "namespace": "gateways"}]}}
 OURS = "e2e-"  # namespaces begin with it; elsewhere in the lab other tests play the gateway
 GOOD, BAD = "errors=0.01", "errors=0.1"
@@ -400,18 +400,22 @@ def brief(status: Any) -> Any:
 
 
 class Audit:
-    """The API server's audit log from now on."""
+    """What the API server received from now on, by its audit log. What it received before may be logged later."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._from = log.stat().st_size
+        self._from, self._since = log.stat().st_size, time.time()
 
     def requests(self, user: str = "") -> list[Object]:
         """Finished requests, in order; of one user, or of all."""
         with self._log.open("rb") as log:
             log.seek(self._from)
             events = [json.loads(line) for line in log if line.endswith(b"\n")]
-        return [event for event in events if user in event["user"]["username"]]
+        return [
+            event
+            for event in events
+            if user in event["user"]["username"] and seconds(event, "requestReceivedTimestamp") >= self._since
+        ]
 
 
 # One rollout
@@ -649,12 +653,22 @@ class Rollout:
         selector = f"{ROLLOUT_LABEL}={self.name},{REVISION_LABEL}={revision}"
         return self.client.list(path_of("v1", "pods", self.namespace), labelSelector=selector)
 
-    def set_ready(self, revision: str, ready: bool) -> None:
-        """Let all present pods of a revision lose or regain readiness."""
+    def set_ready(self, revision: str, ready: bool, *, most: int | None = None) -> None:
+        """Let the present pods of a revision, at most so many, lose or regain readiness."""
         annotations = {READY_ANNOTATION: None if ready else "false"}
-        for pod in self.pods(revision):
+        for pod in self.pods(revision)[:most]:
             path = path_of("v1", "pods", self.namespace, pod["metadata"]["name"])
             self.client.patch(path, {"metadata": {"annotations": annotations}})
+
+    def ready_at(self, revision: str, version: int) -> int:
+        """Pods of a revision that were ready when the cluster was at a resourceVersion."""
+        chronicle, ready = self.world.pods, 0
+        for name in chronicle.every(self.namespace):
+            known = [pod for pod in chronicle.versions(self.namespace, name) if version_of(pod) <= version]
+            if not known or known[-1]["metadata"]["labels"].get(REVISION_LABEL) != revision:
+                continue
+            ready += "deletionTimestamp" not in known[-1]["metadata"] and is_ready(known[-1])
+        return ready
 
     def child(self, revision: str) -> str:
         return f"{self.name}-{revision}"
@@ -667,11 +681,14 @@ class Rollout:
         return sum(meter.at_cut(cut) for meter in self.world.traffic.meters(self.namespace, revision))
 
     def ledger(self) -> list[tuple[float, float, float]]:
-        """Of every commit of the present attempt: cut, candidate requests counted up to it, and requests served."""
+        """Of every commit of the present attempt, until the old revision gets nothing any more (from then on nothing can
+        be compared): cut, candidate requests counted up to it, and requests served."""
         attempt = self.status()["history"][0]
         found = set()
         for status in self.history():
             evidence, metrics = status.get("evidence") or {}, status.get("metrics")
+            if status.get("attempt") == attempt["attempt"] and (status.get("watch") or {}).get("ending"):
+                break
             if status.get("attempt") == attempt["attempt"] and evidence.get("consumed") and metrics:
                 cut = evidence["consumed"]
                 served = self.served(attempt["revision"], cut)
@@ -685,8 +702,15 @@ class Rollout:
         for (_, counted, served), (cut, more_counted, more_served) in itertools.pairwise(ledger):
             assert more_counted - counted == more_served - served, f"up to {cut}: {ledger}"
 
+    def check_nothing_counted_twice(self) -> None:
+        """The weaker half of `check_ledger`, for an operator that learns of a pod only after a poll that had samples of it:
+        those are left out."""
+        ledger = self.ledger()
+        for (_, counted, served), (cut, more_counted, more_served) in itertools.pairwise(ledger):
+            assert more_counted - counted <= more_served - served, f"up to {cut}: {ledger}"
 
-def seconds(status: Mapping[str, Any], *path: str) -> float:
+
+def seconds(status: Mapping[str, Any], *path: str | int) -> float:
     """An RFC3339 time in an object as epoch seconds."""
     value: Any = status
     for part in path:

@@ -18,7 +18,6 @@ KINDS = ("ControllerRevision", "Deployment", "Service", "HTTPRoute", "ModelRollo
 LATER = ("1", "2", "3", "HTTPRoute", "4", "5")
 KILLS = [f"{side}:{kind}" for kind in KINDS for side in SIDES]
 KILLS += [f"{side}:{which}" for _ in range(8) for which in LATER for side in SIDES]
-A_ROUND = 1.0  # seconds from a decision to the sight of it
 STEPS = {"1/2": 2.0, "2/2": 3.0}
 
 
@@ -119,8 +118,6 @@ def test_no_restart_shortens_or_lengthens_a_step(story: dict[str, Rollout], disp
     (start,) = {seconds(status, "step", "startedAt") for status in found}
     assert end - start == pytest.approx(STEPS[display])
     assert left_at(story["good"], found) >= end, "it ended too early"
-    waited = [status for status in found if waits_for(status) == "AwaitingDuration"]
-    assert all(status["seen"] < end + A_ROUND for status in waited), "it went on after its end"
 
 
 @pytest.mark.parametrize("display", STEPS)

@@ -109,7 +109,7 @@ def outage(mode: str, reason: str, *, lossless: bool = True) -> Story:
         rollout.deploy("1")
         rollout.apply("2", strategy=APPROVED)  # however slow this machine is, the step has not ended by then
         step = rollout.wait_step("2/2")["status"]
-        world.prometheus.fail(mode, match=rollout.namespace)
+        world.prometheus.fail(mode, match=rollout.namespace, seconds=60.0)
         held = rollout.wait(away, "the word that metrics are away")
         status = held["status"]
         assert condition(held, "MetricsAvailable")["reason"] == reason
@@ -137,6 +137,8 @@ STORIES += [
     outage("503", "PrometheusRefused"),
     outage("html", "PrometheusBadAnswer"),
     outage("nan", "NotANumber"),
+    outage("inf", "NotANumber"),
+    outage("slow", "PrometheusTimedOut"),
     outage("duplicate", "DuplicateSeries"),
     outage("warnings", "PartialAnswer"),
     outage("empty", "NotScraped", lossless=False),

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from lab.kube import KubeClient, KubeError, Object, path_of
+from lab.kube import Informer, KubeClient, KubeError, Object, path_of
 from lab.operator import Operator
 from lab.process import wait_until
 from tests.cluster.harness import (
+    BAD,
     PLURAL,
     VERSION,
     Audit,
@@ -39,11 +40,16 @@ def operator() -> None:
 
 
 @contextmanager
-def operators(world: World, namespace: str, *names: str, **values: Any) -> Iterator[list[Operator]]:
+def operators(
+    world: World, namespace: str, *names: str, module: str = "modelrollout", **values: Any
+) -> Iterator[list[Operator]]:
     """Processes of one release that serve one namespace."""
     system = f"{namespace}-system"
     given = world.values | {"watchNamespaces": [namespace]} | values
-    made = [Operator(world.lab, values=given, name=f"{namespace}-{n}", namespace=system) for n in names]
+    made = [
+        Operator(world.lab, values=given, name=f"{namespace}-{n}", namespace=system, module=module)
+        for n in names
+    ]
     try:
         for one in made:
             one.start()
@@ -60,6 +66,23 @@ def holder(world: World, namespace: str) -> str:
     leases = path_of("coordination.k8s.io/v1", "leases", f"{namespace}-system")
     found = world.lab.client.list(leases)
     return str(found[0]["spec"].get("holderIdentity") or "") if found else ""
+
+
+@contextmanager
+def holders(world: World, namespace: str) -> Iterator[list[str]]:
+    """Who holds the Lease of a release, from now on and after every change; nobody is empty."""
+    seen: list[str] = []
+
+    def see(_: str, lease: Object) -> None:
+        seen.append(str(lease["spec"].get("holderIdentity") or ""))
+
+    leases = path_of("coordination.k8s.io/v1", "leases", f"{namespace}-system")
+    informer = Informer(world.lab.client, leases, see).start()
+    try:
+        assert informer.synced.wait(30)
+        yield seen
+    finally:
+        informer.stop()
 
 
 @story
@@ -80,13 +103,12 @@ def of_two_operators_one_works_and_the_other_takes_over_when_it_is_killed_or_sto
         assert after["attempt"] == 2
         taken_over = holder(world, rollout.namespace)
         first.start()
-        second.stop()
-        # A stopped operator lets go of the Lease: nobody has to wait for it to expire.
-        wait_until(
-            lambda: holder(world, rollout.namespace) not in ("", taken_over),
-            timeout=12,
-            what="another holder of the Lease",
-        )
+        with holders(world, rollout.namespace) as seen:
+            second.stop()
+            wait_until(
+                lambda: seen[-1] not in ("", taken_over), timeout=60, what="another holder of the Lease"
+            )
+        assert "" in seen, "a stopped operator lets go of the Lease: nobody has to wait for its end"
         rollout.wait_phase("Healthy")
         rollout.check_ledger()
         assert rollout.status()["history"][0]["outcome"] == "Promoted"
@@ -127,6 +149,32 @@ def check_rights(world: World, inside: str, outside: str) -> None:
         with pytest.raises(KubeError, match="403"):
             client.list(path)
     client.close()
+
+
+@story
+def an_operator_whose_watches_are_late_ends_as_one_whose_are_not(world: World) -> None:
+    namespace = world.namespace()
+    good, bad = world.rollout(namespace, "good"), world.rollout(namespace, "bad")
+    with operators(world, namespace, "late", module="tests.cluster.late"):
+        for rollout in (good, bad):
+            rollout.apply("1")
+        for rollout in (good, bad):
+            rollout.wait_phase("Healthy")
+        good.apply("2", strategy=STEPS)
+        bad.apply("2", BAD, strategy=STEPS)
+        assert bad.wait_phase("RolledBack")["status"]["rejected"]["reason"] == "HarmProven"
+        good.wait_phase("Watching")
+        good.wait_phase("Healthy")
+        assert good.phases() == ["Pending", "Healthy", "Progressing", "Promoting", "Watching", "Healthy"]
+        assert bad.phases() == ["Pending", "Healthy", "Progressing", "RollingBack", "RolledBack"]
+        assert [entry["outcome"] for entry in good.status()["history"]] == ["Promoted", "Promoted"]
+        assert len(world.deployments.every(namespace)) == 4, "nothing is made twice"
+        for rollout in (good, bad):
+            weights = [
+                s["weights"]["candidate"] for s in rollout.history() if s.get("phase") == "Progressing"
+            ]
+            assert weights == sorted(weights)
+        good.check_nothing_counted_twice()
 
 
 @pytest.mark.parametrize("story", STORIES, ids=title)
@@ -172,6 +220,24 @@ def test_an_api_server_that_is_killed_and_comes_back_loses_nothing(world: World,
         wait_until(lambda: said(alone, "replace-status ModelRollout"), timeout=30, what="a write that fails")
         world.lab.start_apiserver()
         go_on_after_the_outage(progressing, resting, before)
+
+
+def test_an_api_server_that_is_away_for_longer_than_the_lease_lives_loses_nothing(
+    world: World, alone: Operator
+) -> None:
+    progressing, resting = world.rollout(), world.rollout()
+    resting.deploy("1")
+    progressing.deploy("1")
+    progressing.apply("2", strategy=STEPS)
+    before = progressing.wait_step("1/2")["status"]["step"]
+    world.lab.stop_apiserver(grace=0)
+    try:
+        assert alone.process is not None
+        assert alone.process.wait(60) == 1, "it ends when it may not lead any more"
+    finally:
+        world.lab.start_apiserver()
+    alone.start()
+    go_on_after_the_outage(progressing, resting, before)
 
 
 def go_on_after_the_outage(progressing: Rollout, resting: Rollout, before: Object) -> None:

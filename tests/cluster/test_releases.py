@@ -31,6 +31,7 @@ from tests.cluster.harness import (
 STORIES: list[Story] = []
 RELEASE = ["Pending", "Healthy", "Progressing", "Promoting", "Watching", "Healthy"]
 LONG = {"canary": {"steps": [{"weight": 20, "duration": "10m"}, {"weight": 50, "duration": "2s"}]}}
+SHORT = {"canary": {"steps": [{"weight": 50, "duration": "1s"}]}}
 CONTAINER = {"name": "model", "image": "lab/pause:1", "ports": [{"containerPort": 8080}]}
 NEVER_READY = {
     "metadata": {"annotations": {READY_ANNOTATION: "false"}},
@@ -314,15 +315,17 @@ def template_and_replicas_may_change_in_one_apply_in_the_middle_of_a_pause(world
     rollout = world.rollout()
     rollout.deploy("1")
     rollout.apply("2", strategy=LONG)
-    second = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
-    rollout.ask("pause", second)
-    rollout.wait_phase("Paused")
-    bigger = {"replicas": 4, "template": {"spec": {"containers": [CONTAINER]}}}
-    rollout.apply("3", workload=bigger)
+    for version, replicas in (("3", 4), ("4", 3)):
+        tried = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+        rollout.ask("pause", tried)
+        rollout.wait_phase("Paused")
+        other = {"replicas": replicas, "template": {"spec": {"containers": [CONTAINER]}}}
+        rollout.apply(version, workload=other, strategy=LONG if version == "3" else SHORT)
     rollout.wait_phase("Watching")
     done = rollout.wait_phase("Healthy")["status"]
-    assert done["stable"]["model"] == "fraud 3"
-    assert (done["stable"]["desired"], done["stable"]["ready"]) == (4, 4)
+    assert done["stable"]["model"] == "fraud 4"
+    assert (done["stable"]["desired"], done["stable"]["ready"]) == (3, 3)
+    assert [entry["outcome"] for entry in done["history"][:3]] == ["Promoted", "Superseded", "Superseded"]
 
 
 @story

@@ -218,6 +218,14 @@ class Rollout:
         mine.sort(key=lambda event: str(event["eventTime"]))
         return [(event["reason"], event["note"]) for event in mine]
 
+    def wait_event(self, reason: str) -> None:
+        """Wait for an event: it is posted after the status that it is about."""
+        wait_until(
+            lambda: any(reason == posted for posted, _ in self.events()),
+            timeout=PATIENCE,
+            what=f"the event {reason} of {self.name}",
+        )
+
     def pods(self, revision: str) -> list[Object]:
         """The pods of a revision that are not being terminated."""
         labels = f"{GROUP}/rollout={self.name},{GROUP}/revision={revision}"
@@ -278,14 +286,15 @@ class Rollout:
         for (weight, _), counts in parts.items():
             yield weight, counts[-1].since(counts[0])
 
-    def audit(self, since: int = 0) -> list[Object]:
-        """Writes to this namespace from a place in the audit log on, in the order in which they were received."""
+    def audit(self, since: float = 0.0) -> list[Object]:
+        """Writes to this namespace that were received from `since` (epoch seconds) on, in this order."""
         writes = [
             event
-            for event in self.lab.audit_events()[since:]
+            for event in self.lab.audit_events()
             if event.get("objectRef", {}).get("namespace") == self.namespace
             and event["verb"] in ("create", "update", "patch", "delete")
             and event["responseStatus"]["code"] < 300
+            and datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp() >= since
         ]
         return sorted(writes, key=lambda event: str(event["requestReceivedTimestamp"]))
 

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -101,6 +102,7 @@ def a_better_model_is_promoted_and_no_request_fails(lab: Lab) -> None:
         assert rollout.status["history"][0]["model"] == "better v2"
         assert_split(rollout, "v2", [20, 50])
         assert rollout.failures() == {}
+        rollout.wait_event("WatchCompleted")
         assert_in_order(
             ["RolloutStarted", "Promoted", *RELEASE_EVENTS],
             [reason for reason, _ in rollout.events()],
@@ -130,6 +132,7 @@ def a_wrong_but_up_model_is_rolled_back_for_its_quality(lab: Lab) -> None:
         after = rollout.counts()
         rollout.wait_answers(50)
         assert rollout.counts().since(after).by_version().keys() == {"v1"}
+        rollout.wait_event("RolledBack")
         assert_in_order(["RolloutStarted", "HarmProven", "RolledBack"], [one for one, _ in rollout.events()])
 
 
@@ -164,7 +167,7 @@ def a_late_regression_is_rolled_back_in_the_watch_at_once(lab: Lab) -> None:
         rollout.release("v2", "models/better")
         rollout.wait(lambda seen: seen.phase == "Watching", "the watch")
         revision = rollout.status["stable"]["revision"]
-        before, mark = rollout.counts(), len(lab.audit_events())
+        before, mark = rollout.counts(), time.time()
         rollout.change_variant(revision, "wrong")
         back = rollout.wait(lambda seen: seen.phase in ("RollingBack", "RolledBack"), "the rollback")
         # The old pods were kept, so all traffic goes back with the decision itself.
@@ -256,17 +259,17 @@ def step_runs(seen: Seen) -> bool:
     return bool((seen.status.get("step") or {}).get("startedAt"))
 
 
-def kill_candidate(rollout: Rollout) -> tuple[str, int]:
-    """Kill the candidate's processes and wait for the loss of its weight; its Service, and where the audit log was."""
+def kill_candidate(rollout: Rollout) -> tuple[str, float]:
+    """Kill the candidate's processes and wait for the loss of its weight; its Service, and when that was begun."""
     lab, revision = rollout.lab, rollout.status["candidate"]["revision"]
-    mark = len(lab.audit_events())
+    mark = time.time()
     for pod in rollout.pods(revision):
         lab.kill_pod(rollout.namespace, pod["metadata"]["name"])
     rollout.wait(lambda seen: seen.weight == 0, "the loss of the weight")
     return f"{rollout.name}-{revision}", mark
 
 
-def assert_weight_goes_with_the_pods(rollout: Rollout, service: str, mark: int) -> None:
+def assert_weight_goes_with_the_pods(rollout: Rollout, service: str, mark: float) -> None:
     """After the kill: endpoints lost, status, route, and only then endpoints again."""
     seen = []
     for event in rollout.audit(mark):
@@ -325,6 +328,7 @@ def without_prometheus_a_release_is_held_and_then_finished(lab: Lab) -> None:
         assert "endsAt" not in held.status["step"]
         assert rollout.outcome == ("Promoted", "ProvenHarmless")
         assert {seen.phase for seen in rollout.timeline}.isdisjoint({"RollingBack", "RolledBack", "Paused"})
+        rollout.wait_event("WatchCompleted")
         events = [reason for reason, _ in rollout.events()]
         assert_in_order(["MetricsUnavailable", "MetricsRestored", "Promoted"], events)
         assert rollout.failures() == {}

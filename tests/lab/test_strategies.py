@@ -65,6 +65,7 @@ def a_shadow_answers_copies_that_nobody_sees_and_is_judged(lab: Lab) -> None:
         wait_until(
             lambda: not rollout.pods(revision), timeout=PATIENCE, what="the end of the candidate's pods"
         )
+        rollout.wait_event("Judged")
         assert_in_order(["RolloutStarted", "WeightChanged", "Judged"], [one for one, _ in rollout.events()])
 
 

@@ -190,7 +190,8 @@ class Reconciler:
         route = RouteView(
             weights=reading.weights,
             routed_since=memory.routed[1] if memory.routed else None,
-            problem=reading.problem,
+            # That the API server refuses to write the route is all that can be said of it.
+            problem=reading.problem or (memory.trouble if not reading.accepted else "") or None,
             contested_by=memory.contested_by(now),
         )
         revisions = observe(rollout, children, now)

@@ -96,12 +96,17 @@ def _standing_by(round: Round) -> int:
 def _answering(round: Round) -> int:
     """Ready candidate pods that answer what the candidate is to get; 0 where that is nothing."""
     load = min(100, goal(round) + mirror_goal(round))
+    if load and round.pod_ratio:
+        return pods_at(round, _step_weight(round)).candidate
     if matched_goal(round):
         load = max(load, round.plan_step.load)
+    return _pods_for(round, load)
+
+
+def _pods_for(round: Round, load: int) -> int:
+    """Candidate pods that answer a share of the requests, copies included, behind a router."""
     if load == 0:
         return 0
-    if round.pod_ratio:
-        return pods_at(round, _step_weight(round)).candidate
     at_raise = round.status.step.baseline_ready if round.status.step else 0
     # Of more baseline pods only those that are ready for long: the candidate's, asked for with them, may be seconds late.
     serving = max(at_raise or round.view(round.status.stable).ready, round.settled(round.status.stable))
@@ -185,7 +190,7 @@ def _forward(round: Round) -> Round:
     if present > weight and candidate.ready > 0 and _after_emergency(round):
         # The baseline gets back what its ready pods can carry.
         chosen = min(present, max(low, _carried_back(baseline.ready, round.capacity)))
-    elif present > low:
+    elif present > low and not _stands(round):
         chosen = low
     elif round.may_raise and high > present and not _others_answer(round):
         chosen = high
@@ -195,6 +200,16 @@ def _forward(round: Round) -> Round:
     mirror = _beside(round, mirror_goal(round), weights.mirror, wanted)
     matched = _beside(round, matched_goal(round), weights.matched, wanted)
     return _move(round, Weights(stable=100 - chosen, candidate=chosen, mirror=mirror, matched=matched))
+
+
+def _stands(round: Round) -> bool:
+    """Whether ready pods carry what the candidate gets now, though its next step needs more of them: a pod that carries
+    50 % of two pods' traffic does so too when 90 % are next, of which its share would be 45."""
+    present = round.status.weights
+    if round.pod_ratio or present.matched or present.candidate > goal(round):
+        return False
+    load = min(100, present.candidate + present.mirror)
+    return round.view(round.status.candidate).ready >= _pods_for(round, load)
 
 
 def _beside(round: Round, share: int, present: int, wanted: int) -> int:

@@ -488,6 +488,23 @@ async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
     assert "exceeded quota" in world.status["message"]
 
 
+async def test_a_route_that_may_not_be_written_is_told_in_the_message_and_in_the_way_back() -> None:
+    refused: list[str] = []
+
+    async def refuse(write: Write) -> None:
+        if write.kind in refused:
+            raise Forbidden("httproutes are frozen", status=403)
+
+    world = await deployed(hooks=Hooks(before_write=refuse))
+    refused.append("HTTPRoute")
+    revision = await candidate(world)
+    await world.run(60)
+    assert "waiting for the route: httproutes are frozen" in world.status["message"]
+    await world.run(3600, until=lambda: world.status["phase"] == "RolledBack")
+    assert world.status["rejected"] == {"revision": revision, "reason": "RouteNotAccepted"}
+    assert "httproutes are frozen" in world.status["history"][0]["message"]
+
+
 async def test_a_metric_that_is_edited_out_is_shown_no_more() -> None:
     world = await deployed()
     world.apply("2", analysis={"metrics": [ERRORS, ERRORS | {"name": "again"}]})

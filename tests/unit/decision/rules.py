@@ -185,7 +185,9 @@ class Rules:
         goals = [0 if status.parked else step]
         if status.phase == Phase.PROMOTING:
             goals.append(100 - (case.spec.watch.holdback if case.spec.watch.duration else 0))
-        bound = max(self._carried(case, goal, ready) for goal in goals)
+        # What stood before and is carried may stand until the pods for the next step are there.
+        stood = min(case.before.weights.candidate, max(goals))
+        bound = max(self._carried(case, goal, ready) for goal in (*goals, stood))
         rose = weight > case.before.weights.candidate
         if weight <= bound:
             self.emergency = False

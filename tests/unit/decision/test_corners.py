@@ -454,6 +454,24 @@ def test_a_dead_baseline_is_named_as_the_reason_to_wait(world: World) -> None:
     assert "0 of 4 pods ready" in (world.status.message or "")
 
 
+@pytest.mark.parametrize("elastic", [False, True], ids=["beside a whole baseline", "as pods are exchanged"])
+@pytest.mark.parametrize(("first", "then"), [(50, 90), (50, 99), (25, 99)])
+def test_a_step_that_needs_more_pods_lowers_no_weight_until_they_are_there(
+    first: int, then: int, elastic: bool
+) -> None:
+    steps = [{"weight": first, "duration": "10s"}, {"weight": then, "duration": "10s"}]
+    size = workload(replicas=100 // first, elastic=elastic)
+    world = World(spec=spec_of(workload=size, strategy={"canary": {"steps": steps}})).healthy().release("2")
+    world.judge(GOOD)
+    weights = []
+    while world.status.phase != "Promoting":
+        weights.append(world.status.weights.candidate)
+        world.tick(5)
+        assert len(weights) < 200
+    assert weights == sorted(weights)
+    assert {first, then} <= set(weights)
+
+
 class TestElastic:
     """elastic: true on a router."""
 
