@@ -2,7 +2,7 @@
 # the checkout, keyed by what it was made from, so a second checkout finds it ready.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env lint format test test-unit test-cluster test-lab test-chart demo lab lab-down generate
+.PHONY: help env lint format test test-unit test-cluster test-lab test-chart test-others demo lab lab-down generate
 
 PYTHON ?= python3
 CACHE := $(or $(MODELROLLOUT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/modelrollout)
@@ -35,9 +35,13 @@ format: env  ## rewrite in the project's format
 generate: env  ## crds/ and docs/api.md from the pydantic models
 	@$(PY) -m modelrollout.api.generate
 
-test: env  ## everything: unit, cluster, lab, chart
+test: env  ## everything: unit, cluster, lab, chart; in two streams, as most of the time is spent in waiting
 	@$(PY) -m lab build
-	@$(PY) -m pytest tests/unit tests/chart tests/cluster tests/lab $(ARGS)
+	@echo "Two streams of tests, each printed at its end: cluster; unit, chart and lab"
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-cluster test-others
+
+test-others: env
+	@$(PY) -m pytest tests/unit tests/chart tests/lab $(ARGS)
 
 test-unit: env  ## pure code only, seconds
 	@$(PY) -m pytest tests/unit $(ARGS)

@@ -21,7 +21,6 @@ from lab.lab import Lab
 from lab.metrics import PodMetrics
 from lab.process import wait_until
 from tests.cluster.harness import (
-    GATEWAY,
     GOOD,
     PATIENCE,
     RATE,
@@ -261,7 +260,8 @@ class Accelerators:
         return made
 
 
-ROUTERS: dict[str, Object] = {"a router": GATEWAY, "the ratio of pods": {"podRatio": {}}}
+# A route of its own is what a rollout of the harness has.
+ROUTERS: dict[str, Object] = {"a router": {}, "the ratio of pods": {"traffic": {"podRatio": {}}}}
 
 
 def exchanging(world: World, router: str = "a router") -> tuple[Rollout, Accelerators, str]:
@@ -271,7 +271,7 @@ def exchanging(world: World, router: str = "a router") -> tuple[Rollout, Acceler
     half, most = (33, 66) if router == "a router" else (34, 67)
     steps = [{"weight": half, "duration": "1s"}, {"weight": most, "duration": "10m"}]
     accelerators = Accelerators(rollout, USUAL + 1)
-    spec = {"strategy": {"canary": {"steps": steps}}, "traffic": ROUTERS[router]}
+    spec = {"strategy": {"canary": {"steps": steps}}, **ROUTERS[router]}
     rollout.deploy("1", workload=accelerators.workload(USUAL), **spec)
     release(rollout)
     rollout.wait(
