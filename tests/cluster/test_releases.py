@@ -174,7 +174,7 @@ def a_route_that_the_gateway_refuses_is_rolled_back_once_it_is_read_back(world: 
     rollout = world.rollout()
     rollout.deploy("1")
     world.gateway.refused.add(rollout.namespace)
-    rollout.apply("2", progressDeadline="3s")
+    rollout.apply("2", progressDeadline="10s")
     rolling = rollout.wait_phase("RollingBack")["status"]
     assert rolling["history"][0]["reason"] == "RouteNotAccepted"
     assert "NotAllowedByListeners" in rolling["history"][0]["message"]

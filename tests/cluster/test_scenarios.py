@@ -140,7 +140,7 @@ def an_image_that_is_not_there_takes_nothing_from_what_serves_and_the_next_bad_o
     since = rollout.applied
     rollout.apply("2", workload=workload(image="registry.example/none:1"))
     first = candidate(rollout.wait(lambda obj: "ImagePullBackOff" in message(obj), "the reason of the pods"))
-    rollout.apply("3", workload=workload(image="registry.example/none:2"), progressDeadline="4s")
+    rollout.apply("3", workload=workload(image="registry.example/none:2"), progressDeadline="10s")
     back = rollout.wait_phase("RolledBack")["status"]
     assert outcomes(back) == [("RolledBack", "fraud 3"), ("Superseded", "fraud 2"), ("Promoted", "fraud 1")]
     assert back["rejected"]["reason"] == "ProgressDeadlineExceeded"
@@ -161,14 +161,16 @@ def an_image_that_is_not_there_takes_nothing_from_what_serves_and_the_next_bad_o
 def a_pause_that_is_longer_than_the_progress_deadline_is_no_timeout(world: World) -> None:
     rollout = world.rollout()
     rollout.deploy("1")
-    rollout.apply("2", strategy=LONG, progressDeadline="2s")
+    rollout.apply("2", strategy=LONG)
     new = candidate(rollout.wait_step("1/2"))
+    rollout.patch(progressDeadline="2s")
     held = pause(rollout, new)
     over = seconds(held["status"], "pause", "since") + 2 * 2
     later = rollout.wait(
         lambda obj: world.rollouts.seen(version_of(obj)) > over, "a commit after the deadline"
     )
     assert later["status"]["phase"] == "Paused"
+    rollout.patch(progressDeadline="60s")
     rollout.ask("promote", new)
     assert finish(rollout)["stable"]["revision"] == new
 
@@ -177,8 +179,9 @@ def a_pause_that_is_longer_than_the_progress_deadline_is_no_timeout(world: World
 def a_candidate_that_loses_its_pods_while_paused_is_rolled_back_at_the_deadline(world: World) -> None:
     rollout = world.rollout()
     old = rollout.deploy("1")
-    rollout.apply("2", strategy=LONG, progressDeadline="3s")
+    rollout.apply("2", strategy=LONG)
     new = candidate(rollout.wait_step("1/2"))
+    rollout.patch(progressDeadline="3s")
     pause(rollout, new)
     rollout.set_ready(new, False)
     back = rollout.wait(lambda obj: obj["status"]["phase"] == "RolledBack", "the way back")["status"]
@@ -422,8 +425,9 @@ def a_promotion_whose_pods_do_not_come_goes_back_and_the_candidate_never_carried
 ) -> None:
     rollout = world.rollout()
     old = rollout.deploy("1")
-    rollout.apply("2", strategy=steps({"weight": 50, "duration": "4s"}), progressDeadline="4s")
+    rollout.apply("2", strategy=steps({"weight": 50, "duration": "4s"}))
     new = candidate(rollout.wait_step("1/1"))
+    rollout.patch(progressDeadline="4s")
     pod = {"metadata": {"generateName": "probe-"}, "spec": {"containers": [CONTAINER]}}
     pods = path_of("v1", "pods", rollout.namespace)
     pod["metadata"]["labels"] = {}
@@ -454,7 +458,7 @@ def without_an_analysis_an_image_that_can_not_start_is_not_promoted(world: World
     rollout = world.rollout()
     old = rollout.deploy("1", analysis=OFF)
     rollout.apply(
-        "2", analysis=OFF, workload=workload(image="registry.example/none:1"), progressDeadline="3s"
+        "2", analysis=OFF, workload=workload(image="registry.example/none:1"), progressDeadline="10s"
     )
     back = rollout.wait_phase("RolledBack")["status"]
     assert back["rejected"]["reason"] == "ProgressDeadlineExceeded"
