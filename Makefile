@@ -2,7 +2,7 @@
 # the checkout, keyed by what it was made from, so a second checkout finds it ready.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env lint format test test-unit test-cluster test-lab test-chart test-others demo lab lab-down generate
+.PHONY: help env lint format test test-unit test-cluster test-lab test-chart test-stories test-others demo lab lab-down generate
 
 PYTHON ?= python3
 CACHE := $(or $(MODELROLLOUT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/modelrollout)
@@ -37,11 +37,17 @@ generate: env  ## crds/ and docs/api.md from the pydantic models
 
 test: env  ## everything: unit, cluster, lab, chart; in two streams, as most of the time is spent in waiting
 	@$(PY) -m lab build
-	@echo "Two streams of tests, each printed at its end: cluster; unit, chart and lab"
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-cluster test-others
+	@echo "Two streams of tests, each printed at its end: stories of one cluster; all others"
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-stories test-others
+
+# As long as all other stories of a cluster together.
+LONG := tests/cluster/test_fifty.py tests/cluster/test_kills.py
+
+test-stories: env
+	@$(PY) -m pytest tests/cluster $(LONG:%=--ignore=%) $(ARGS)
 
 test-others: env
-	@$(PY) -m pytest tests/unit tests/chart tests/lab $(ARGS)
+	@$(PY) -m pytest tests/unit tests/chart tests/lab $(LONG) $(ARGS)
 
 test-unit: env  ## pure code only, seconds
 	@$(PY) -m pytest tests/unit $(ARGS)

@@ -246,4 +246,5 @@ def test_killed_at_each_write_it_ends_the_same(kills: Kills, plot: Plot) -> None
     assert problems == []
     # How often evidence is committed depends on the machine's speed, so the last numbers may not be reached; and a
     # write that the server refused as a conflict is not one after which something was left undone.
-    assert sum(bool(run.killed) for run in runs) >= 0.8 * len(runs)
+    missed = [run.kill for run in runs if not run.killed]
+    assert len(missed) <= max(2, len(runs) // 5), missed

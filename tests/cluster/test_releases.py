@@ -310,14 +310,21 @@ def a_paused_spec_creates_nothing_until_it_is_resumed(world: World) -> None:
     assert rollout.wait_phase("Healthy")["status"]["stable"]["revision"] == new
 
 
+def compares(obj: Object, label: str) -> bool:
+    """Whether the clock of a step of this model runs."""
+    candidate, step = obj["status"].get("candidate") or {}, obj["status"].get("step") or {}
+    return candidate.get("model") == label and bool(step.get("startedAt"))
+
+
 @story
 def template_and_replicas_may_change_in_one_apply_in_the_middle_of_a_pause(world: World) -> None:
     rollout = world.rollout()
     rollout.deploy("1")
     rollout.apply("2", strategy=LONG)
     for version, replicas in (("3", 4), ("4", 3)):
-        tried = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
-        rollout.ask("pause", tried)
+        label = f"fraud {int(version) - 1}"
+        tried = rollout.wait(lambda obj, label=label: compares(obj, label), f"a step of {label}")["status"]
+        rollout.ask("pause", tried["candidate"]["revision"])
         rollout.wait_phase("Paused")
         other = {"replicas": replicas, "template": {"spec": {"containers": [CONTAINER]}}}
         rollout.apply(version, workload=other, strategy=LONG if version == "3" else SHORT)
