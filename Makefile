@@ -40,8 +40,8 @@ test: env  ## everything: unit, cluster, lab, chart; in two streams, as most of 
 	@echo "Two streams of tests, each printed at its end: stories of one cluster; all others"
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-stories test-others
 
-# As long as all other stories of a cluster together.
-LONG := tests/cluster/test_fifty.py tests/cluster/test_kills.py
+# The longest of them, so that both streams end at about the same time.
+LONG := tests/cluster/test_kills.py
 
 test-stories: env
 	@$(PY) -m pytest tests/cluster $(LONG:%=--ignore=%) $(ARGS)
