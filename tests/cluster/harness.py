@@ -724,6 +724,15 @@ def seconds(status: Mapping[str, Any], *path: str | int) -> float:
 Story = Callable[[World], None]
 
 
+class Stories(list[Story]):
+    """The stories of a module, in the order in which they are told."""
+
+    def story(self, function: Story) -> Story:
+        """Take a story in; a decorator."""
+        self.append(function)
+        return function
+
+
 class SideBySide:
     """Runs stories in threads, for they mostly wait; each is told as a test of its own when its turn comes."""
 

@@ -26,6 +26,7 @@ from tests.cluster.harness import (
     RATE,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     is_ready,
@@ -34,17 +35,13 @@ from tests.cluster.harness import (
     version_of,
 )
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 WORKLOADS = Path(__file__).resolve().parents[2] / "docs" / "workloads.md"
 AUTOSCALERS = ("autoscaling/v2", "horizontalpodautoscalers")
 USUAL = 3  # pods that the usual rate keeps as busy as the documented autoscaler wants them
 LONG = {"canary": {"steps": [{"weight": 50, "duration": "10m"}]}}
 AT_ONCE = {"scaleDown": {"stabilizationWindowSeconds": 0}}
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,6 +21,7 @@ from tests.cluster.harness import (
     Audit,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     analysis,
@@ -31,7 +32,8 @@ from tests.cluster.harness import (
     weights_of,
 )
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 OPERATOR = "system:serviceaccount:modelrollout-system:"
 STEPS = {"canary": {"steps": [{"weight": 20, "duration": "2s"}, {"weight": 50, "duration": "2s"}]}}
 APPROVED = {
@@ -41,11 +43,6 @@ APPROVED = {
 }
 LONG = {"canary": {"steps": [{"weight": 20, "duration": "10m"}, {"weight": 50, "duration": "1s"}]}}
 RENEWALS = 10  # of the operator's own Lease, every two seconds: the clock of the quiet time
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
 
 
 def message(obj: Object) -> str:

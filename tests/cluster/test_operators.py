@@ -19,19 +19,16 @@ from tests.cluster.harness import (
     Audit,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     seconds,
     title,
 )
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 STEPS = {"canary": {"steps": [{"weight": 20, "duration": "4s"}, {"weight": 50, "duration": "2s"}]}}
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
 
 
 @pytest.fixture(scope="module")

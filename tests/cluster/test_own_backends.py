@@ -25,6 +25,7 @@ from tests.cluster.harness import (
     ROUTES,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     condition,
@@ -51,12 +52,8 @@ CRD = path_of(
 FINALIZER = "modelrollout.dev/restore"
 BORROWED: Object = {"traffic": {"httpRoute": {"name": "fraud"}}}
 SLOW = {"strategy": {"canary": {"steps": [{"weight": 20, "duration": "10m"}]}}, "analysis": OFF}
-STORIES: list[Story] = []
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
+STORIES = Stories()
+story = STORIES.story
 
 
 @pytest.fixture(scope="module")
