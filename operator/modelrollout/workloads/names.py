@@ -89,9 +89,13 @@ class Claims:
         created, uid = str(metadata.get("creationTimestamp") or ""), str(metadata.get("uid") or "")
         holder, source = _Holder(created, uid, key), (_specs(rollout), _planned(rollout))
         present = self._entries.get(key)
-        if present is not None and present[:2] == (holder, source):
+        if present is not None and (present.holder, present.source) == (holder, source):
             return frozenset()
-        affected, claims = self.remove(key), _claims(rollout)
+        claims = _claims(rollout)
+        if present is not None and (present.holder, present.claims) == (holder, claims):
+            self._entries[key] = present._replace(source=source)
+            return frozenset()
+        affected = self.remove(key)
         self._entries[key] = _Entry(holder, source, claims)
         for claim in claims:
             insort(self._holders.setdefault(claim, []), holder)
