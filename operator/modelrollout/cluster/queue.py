@@ -104,6 +104,11 @@ class WorkQueue(Generic[K]):
         self.add_after(key, pause)
         return pause
 
+    def retry_failed(self) -> None:
+        """Have the keys that wait out a back-off worked on now: what they failed by is over."""
+        for key in self._failures:
+            self.add(key)
+
     def forget(self, key: K) -> None:
         """The key succeeded, or its object is gone: the next failure is a first one."""
         self._failures.pop(key, None)

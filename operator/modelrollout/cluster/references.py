@@ -97,6 +97,15 @@ class References:
         watch = self._watches.get(interest)
         return frozenset(ref.name for ref in watch.known) if watch else frozenset()
 
+    def refresh(self) -> None:
+        """What is known is too old: rounds wait until it has been listed anew."""
+        for interest, watch in self._watches.items():
+            if watch.task is not None:
+                watch.task.cancel()
+            watch.listed.clear()
+            watch.task = asyncio.create_task(self._follow(interest, watch))
+            self._tell(watch)
+
     async def close(self) -> None:
         """End all watches."""
         tasks = [watch.task for watch in self._watches.values() if watch.task is not None]

@@ -84,6 +84,28 @@ async def test_changes_and_deletions_are_told_to_whom_they_concern(world: World)
     assert set(world.told) == {FRAUD}
 
 
+class Deaf(FakeCluster):
+    """Its watches are on connections that are dead without a word."""
+
+    async def watch(self, *_: Any, **__: Any) -> AsyncIterator[tuple[str, Object]]:
+        await asyncio.Event().wait()
+        yield "never", {}
+
+
+async def test_what_is_too_old_is_listed_anew_before_a_round_goes_on() -> None:
+    world = World(cluster=Deaf())
+    world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 3}))
+    await world.references.need(FRAUD, [LEGACY])
+    world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 4}))
+    await world.references.need(FRAUD, [LEGACY])
+    assert (world.replicas(), world.told) == (3, []), "the watch does not tell"
+    world.references.refresh()
+    assert world.told == [FRAUD]
+    await world.references.need(FRAUD, [LEGACY])
+    assert world.replicas() == 4
+    await world.references.close()
+
+
 async def test_what_nobody_needs_is_neither_watched_nor_kept(world: World) -> None:
     world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 3}))
     await world.references.need(FRAUD, [LEGACY])
