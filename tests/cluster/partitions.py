@@ -169,10 +169,11 @@ def cut_off(how: Cut, *, elect: bool) -> Story:
 def stay_away(world: World, cast: Cast) -> None:
     """The world goes on, and nothing is decided."""
     until = time.monotonic() + OUTAGE
-    before = {rollout.name: (rollout.status(), rollout.route()) for rollout in cast.all}
     world.traffic.spoil(cast.harmed.namespace, cast.harmed.status()["candidate"]["revision"], 0.3)
     cast.stopped.ask("abort", cast.stopped.status()["candidate"]["revision"])
     cast.broken.set_ready(cast.broken.status()["candidate"]["revision"], False)
+    # What was under way when the line was cut has arrived by now.
+    before = {rollout.name: (rollout.status(), rollout.route()) for rollout in cast.all}
     wait_until(lambda: time.monotonic() >= until, timeout=OUTAGE + 30, what="the end", interval=0.5)
     for rollout in cast.all:
         status, route = before[rollout.name]
