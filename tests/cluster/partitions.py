@@ -195,7 +195,8 @@ def check_ends(cast: Cast) -> None:
     for rollout in (cast.harmed, cast.stopped, cast.broken):
         revision = rollout.status()["rejected"]["revision"]
         routes = rollout.world.routes.versions(rollout.namespace, rollout.name)
-        assert max(weights_of(route).get(rollout.child(revision), 0) for route in routes) == 20
+        shares = {weights_of(route).get(rollout.child(revision), 0) for route in routes}
+        assert max(shares) == 20, f"{rollout.name}: {shares}"
     for rollout in (cast.over, cast.steady, cast.watched):
         done = rollout.wait_phase("Healthy")["status"]
         assert done["history"][0]["outcome"] == "Promoted"
