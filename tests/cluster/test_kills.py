@@ -168,7 +168,7 @@ def play(world: World, farm: Farm, plot: Plot, kill: str = NEVER, wanted: Object
         plot.play(rollout)
         settle(run, rollout, wanted)
         if plot.judged and not run.problem:
-            rollout.check_nothing_counted_twice()
+            rollout.check_ledger()
     except (AssertionError, LabError, KubeError) as error:
         run.problem = f"{type(error).__name__}: {error}"
     finally:
