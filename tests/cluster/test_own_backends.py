@@ -414,7 +414,7 @@ def virtual_service(app: str) -> Object:
             "route": [
                 {"destination": {"host": model}, "headers": {"request": {"set": {"x-model": "fraud"}}}}
             ],
-            "mirror": {"host": "recorder"},
+            "mirror": {"host": "fraud-v2.staging.svc.cluster.local"},  # another team's, of the same name
             "mirrorPercentage": {"value": 5},
             "retries": {"attempts": 2, "perTryTimeout": "2s"},
         },

@@ -92,7 +92,7 @@ class Shape(Protocol):
     def unfit(self, ref: Mapping[str, Any]) -> str | None:
         """Why a reference can't be replaced, with the mend."""
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
+    def mirrors(self, rule: Mapping[str, Any], namespace: str) -> list[tuple[Backend, int]]:
         """Backends of this namespace that copies of requests go to, with the percent."""
 
     def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
@@ -406,7 +406,7 @@ class _View:
         return ours | self._mirrored_to(self._rules)
 
     def _mirrored_to(self, rules: Sequence[Mapping[str, Any]]) -> frozenset[Backend]:
-        found = (backend for rule in rules for backend, _ in self.shape.mirrors(rule))
+        found = (backend for rule in rules for backend, _ in self.shape.mirrors(rule, self.namespace))
         return frozenset(backend for backend in found if self._is_ours(backend))
 
     @property
@@ -484,7 +484,7 @@ class _View:
         return not any(self.scope.serving in self._named(self._backends(rule)) for rule in self._rules)
 
     def _has_ours(self, rule: Mapping[str, Any]) -> bool:
-        mirrored = any(self._is_ours(backend) for backend, _ in self.shape.mirrors(rule))
+        mirrored = any(self._is_ours(backend) for backend, _ in self.shape.mirrors(rule, self.namespace))
         return mirrored or any(self._is_ours_in(one) for one in self._backends(rule))
 
     def _fits(self, original: Mapping[str, Any], backends: Sequence[Mapping[str, Any]]) -> bool:
@@ -637,8 +637,10 @@ class _View:
         """Percent of the requests that we copy to revisions; the least over the rules that are split."""
         found = []
         for part in self.parts(spec):
-            users = self.shape.mirrors(part.original)
-            ours = [one for one in self.shape.mirrors(self._rules[part.index]) if one not in users]
+            users = self.shape.mirrors(part.original, self.namespace)
+            ours = [
+                one for one in self.shape.mirrors(self._rules[part.index], self.namespace) if one not in users
+            ]
             found.append(max((percent for to, percent in ours if self._is_ours(to)), default=0))
         return min(found, default=0)
 

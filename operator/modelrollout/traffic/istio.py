@@ -73,13 +73,13 @@ class VirtualServiceShape:
             return None
         return f"names subset {subset}, which the Services of the revisions don't have: remove the subset"
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
-        """The one mirror; without a percentage, everything is copied."""
-        host = (rule.get("mirror") or {}).get("host")
-        if not host:
+    def mirrors(self, rule: Mapping[str, Any], namespace: str) -> list[tuple[Backend, int]]:
+        """The one mirror, if it is in this namespace; without a percentage, everything is copied."""
+        name = _service((rule.get("mirror") or {}).get("host"), namespace)
+        if name is None:
             return []
         value = (rule.get("mirrorPercentage") or {}).get("value")
-        return [(Backend(str(host).partition(".")[0]), 100 if value is None else int(value))]
+        return [(Backend(name), 100 if value is None else int(value))]
 
     def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
         """There is only one mirror: the user's own is not replaced."""
@@ -94,8 +94,8 @@ class VirtualServiceShape:
         return values | {"mirror": host, "mirrorPercentage": {"value": percent}}
 
     def unmirror(self, values: Object, backends: frozenset[Backend]) -> Object:
-        """Without our mirror."""
-        if not any(backend in backends for backend, _ in self.mirrors(values)):
+        """Without our mirror; there is only one."""
+        if not backends:
             return values
         return values | {"mirror": None, "mirrorPercentage": None}
 

@@ -141,7 +141,7 @@ class GatewayRouteShape:
         """None: there is nothing that can't be replaced."""
         return None
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
+    def mirrors(self, rule: Mapping[str, Any], namespace: str) -> list[tuple[Backend, int]]:
         """Of the filters of the rule."""
         return mirrors(rule.get("filters") or ())
 
