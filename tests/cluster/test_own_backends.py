@@ -373,6 +373,13 @@ class Kept:
         names = [one.get("name") or one["destination"]["host"] for one in rule[self.backends]]
         return dict(zip(names, [one.get("weight", 100) for one in rule[self.backends]], strict=True))
 
+    def extras(self, route: Object) -> list[Object]:
+        """What the model's backends have besides: filters or headers."""
+        backends = route["spec"][self.field][0][self.backends]
+        return [
+            {k: v for k, v in one.items() if k not in ("name", "destination", "weight")} for one in backends
+        ]
+
     def rest(self, route: Object) -> list[Object]:
         """The rules without their backends; that for the website whole."""
         *steered, website = route["spec"][self.field]
@@ -510,6 +517,7 @@ def check_split(kept: Kept, rollout: Rollout, seen: Chronicle, *shares: int) -> 
         assert [alone, mixed] in split, f"{share} %: {split}"
     for route in routes:
         assert kept.rest(route) == kept.rest(routes[0])
+        assert all(one == kept.extras(routes[0])[0] for one in kept.extras(route)), route["spec"]
         assert route["metadata"]["labels"] == {"team": "risk"}
         assert route["metadata"]["annotations"]["example.com/owner"] == "risk"
 
