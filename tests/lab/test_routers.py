@@ -7,7 +7,7 @@ of a release is read from the API server.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,17 +17,10 @@ from lab.kube import Object, path_of
 from lab.lab import Lab
 from lab.operator import Operator
 from lab.process import wait_until
-from tests.lab.rollouts import PATIENCE, Rollout, Stories, template
-from tests.lab.test_rollouts import TIMING, assert_in_order, assert_split
+from tests.lab.rollouts import PATIENCE, Rollout, Story, sentence, template
+from tests.lab.test_rollouts import assert_in_order, assert_split
 
 FINALIZER = "modelrollout.dev/restore"
-
-
-@pytest.fixture(scope="module")
-def operator(lab: Lab) -> Iterator[Operator]:
-    values = {"servers": [{"name": "default", "url": lab.prometheus_url}], "timing": TIMING}
-    with Operator(lab, values=values) as running:
-        yield running
 
 
 class Borrowed(Rollout):
@@ -198,16 +191,9 @@ STORIES = (
 )
 
 
-@pytest.fixture(scope="module")
-def stories(lab: Lab, operator: Operator) -> Iterator[Stories]:
-    running = Stories(lab, STORIES)
-    yield running
-    running.close()
-
-
-@pytest.mark.parametrize("story", STORIES, ids=[story.__name__.replace("_", " ") for story in STORIES])
-def test_routes_of_the_user(stories: Stories, operator: Operator, story: Any) -> None:
-    stories.result(story)
+@pytest.mark.parametrize("story", STORIES, ids=sentence)
+def test_routes_of_the_user(play: Callable[[Story], None], operator: Operator, story: Story) -> None:
+    play(story)
     log = operator.log.read_text(encoding="utf-8")
     assert "Traceback" not in log
     assert "forbidden" not in log.lower()

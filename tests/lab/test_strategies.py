@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,17 +14,9 @@ from lab.gateway import ADDRESS_ANNOTATION
 from lab.kube import path_of
 from lab.lab import Lab
 from lab.load import Load
-from lab.operator import Operator
 from lab.process import wait_until
-from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, QUALITY, Rollout, Seen, Stories, Story
-from tests.lab.test_rollouts import TIMING, assert_in_order, sentence, step_runs
-
-
-@pytest.fixture(scope="module")
-def operator(lab: Lab) -> Iterator[Operator]:
-    values = {"servers": [{"name": "default", "url": lab.prometheus_url}], "timing": TIMING}
-    with Operator(lab, values=values) as running:
-        yield running
+from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, QUALITY, Rollout, Seen, Story, sentence
+from tests.lab.test_rollouts import assert_in_order, step_runs
 
 
 def copies_answered(rollout: Rollout, revision: str) -> float:
@@ -250,13 +242,6 @@ STORIES: list[Story] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def played(lab: Lab, operator: Operator) -> Iterator[Stories]:
-    running = Stories(lab, STORIES)
-    yield running
-    running.close()
-
-
 @pytest.mark.parametrize("story", STORIES, ids=sentence)
-def test_strategies(played: Stories, story: Story) -> None:
-    played.result(story)
+def test_strategies(play: Callable[[Story], None], story: Story) -> None:
+    play(story)
