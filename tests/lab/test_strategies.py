@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from lab.gateway import ADDRESS_ANNOTATION
 from lab.kube import path_of
 from lab.lab import Lab
-from lab.load import Load
+from lab.load import Load, User
 from lab.process import wait_until
 from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, QUALITY, Rollout, Seen, Story, sentence
 from tests.lab.test_rollouts import assert_in_order, step_runs
@@ -219,6 +220,74 @@ def only_chosen_users_see_the_candidate(lab: Lab) -> None:
         assert {one.get("matched", 0) for one in weights} == {0, 100}
 
 
+def a_parameter_of_the_query_chooses_and_all_of_an_item_must_match(lab: Lab) -> None:
+    nearly = {"name": "group", "type": "RegularExpression", "value": "test.*"}
+    matches = [
+        {"queryParams": [{"name": "bucket", "value": "b"}]},
+        {"queryParams": [nearly], "headers": [{"name": "x-country", "value": "nz"}]},
+    ]
+    strategy = {"abTest": {"matches": matches, "duration": "1h"}}
+
+    def asking(query: str, **headers: str) -> Load:
+        return Load(lab.gateway_url, "query.example.com", 10, path=f"/predict?{query}", headers=headers)
+
+    chosen = [asking("a=1&bucket=b"), asking("group=testers", **{"x-country": "nz"})]
+    others = [asking("bucket=bb&a=b"), asking("Bucket=b&a=bucket=b"), asking("group=testers")]
+    with Rollout(lab, "query", rate=10, strategy=strategy, analysis={"metrics": [ERRORS]}) as rollout:
+        rollout.deploy()
+        with contextlib.ExitStack() as loads:
+            for load in (*chosen, *others):
+                loads.enter_context(load)
+            rollout.release("v2", "models/good")
+            rollout.wait(step_runs, "the test")
+            during = [answers_of(load, 30) for load in chosen]
+            elsewhere = [answers_of(load, 30) for load in others]
+            rollout.annotate("abort", rollout.status["candidate"]["revision"])
+            rollout.wait_end()
+            after = [answers_of(load, 10) for load in chosen]
+        print(rollout.measured(), f"chosen: {during}, others: {elsewhere}, chosen ones after it: {after}")
+        assert [one.keys() for one in during] == [{"v2"}] * len(chosen)
+        assert [one.keys() for one in after] == [{"v1"}] * len(chosen)
+        for load in (*others, rollout):
+            assert load.counts().by_version(status=None).keys() == {"v1"}
+        for load in (*chosen, *others, rollout):
+            assert load.counts().by_status().keys() == {200}
+
+
+def who_keeps_the_cookie_stays_on_one_side_until_the_test_ends(lab: Lab) -> None:
+    sticky = {"weight": 30, "duration": "1h", "stickiness": {"cookie": "side", "lifetime": "1h"}}
+    with Rollout(
+        lab, "sticky", rate=40, strategy={"abTest": sticky}, analysis={"metrics": [ERRORS]}
+    ) as rollout:
+        rollout.deploy()
+        users = [User(lab.gateway_url, "sticky.example.com") for _ in range(40)]
+        assert {user.ask() for user in users} == {"v1"}
+        assert not any(user.cookies for user in users), "a cookie without a test"
+        rollout.release("v2", "models/good")
+        rollout.wait(step_runs, "the test")
+        others = rollout.counts()
+        sides = [user.ask() for user in users]
+        for _ in range(10):
+            assert [user.ask() for user in users] == sides
+        rollout.wait_answers(300)
+        split = rollout.counts().since(others).by_version()
+        assert (rollout.status["phase"], rollout.timeline[-1].weight) == ("Progressing", 30)
+        rollout.annotate("abort", rollout.status["candidate"]["revision"])
+        rollout.wait_end()
+        after = {user.ask() for user in users for _ in range(3)}
+        drawn = Counter(sides)
+        print(rollout.measured(), f"users {dict(drawn)}, requests without a cookie {split}")
+        assert after == {"v1"}, "what is taken back is taken back for all"
+        assert all(user.cookies.keys() == {"side"} for user in users)
+        # Five standard deviations of what is drawn.
+        assert split["v2"] / sum(split.values()) == pytest.approx(0.3, abs=0.13)
+        assert drawn["v2"] / len(users) == pytest.approx(0.3, abs=0.36) and drawn["v2"]
+        assert rollout.failures() == {}
+        for user in users:
+            assert {status for _, status in user.versions} == {200}
+            user.close()
+
+
 def answers_of(load: Load, count: int) -> dict[str, int]:
     """The next answers of a load, by version."""
     before = load.counts()
@@ -233,6 +302,8 @@ def answers_of(load: Load, count: int) -> dict[str, int]:
 STORIES: list[Story] = [
     the_better_reward_of_a_fixed_split_wins,
     only_chosen_users_see_the_candidate,
+    a_parameter_of_the_query_chooses_and_all_of_an_item_must_match,
+    who_keeps_the_cookie_stays_on_one_side_until_the_test_ends,
     a_shadow_answers_copies_that_nobody_sees_and_is_judged,
     a_shadow_that_fails_is_found_and_nobody_saw_it,
     a_blue_green_switch_is_one_change_of_the_weights,
