@@ -7,7 +7,7 @@ import contextlib
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -256,36 +256,58 @@ def a_parameter_of_the_query_chooses_and_all_of_an_item_must_match(lab: Lab) -> 
 
 def who_keeps_the_cookie_stays_on_one_side_until_the_test_ends(lab: Lab) -> None:
     sticky = {"weight": 30, "duration": "1h", "stickiness": {"cookie": "side", "lifetime": "1h"}}
-    with Rollout(
-        lab, "sticky", rate=40, strategy={"abTest": sticky}, analysis={"metrics": [ERRORS]}
-    ) as rollout:
+    changes = {"strategy": {"abTest": sticky}, "analysis": {"metrics": [ERRORS]}}
+    with Rollout(lab, "sticky", rate=40, **changes) as rollout, contextlib.ExitStack() as ends:
         rollout.deploy()
-        users = [User(lab.gateway_url, "sticky.example.com") for _ in range(40)]
-        assert {user.ask() for user in users} == {"v1"}
-        assert not any(user.cookies for user in users), "a cookie without a test"
+        users = [User(lab.gateway_url, "sticky.example.com") for _ in range(80)]
+        for user in users:
+            ends.callback(user.close)
+        early, late = users[:40], users[40:]
+        assert answered(early) == {"v1"}
+        assert not any(user.cookies for user in early), "a cookie without a test"
         rollout.release("v2", "models/good")
         rollout.wait(step_runs, "the test")
         others = rollout.counts()
-        sides = [user.ask() for user in users]
-        for _ in range(10):
-            assert [user.ask() for user in users] == sides
+        sides = Counter(assert_they_stay(early))
         rollout.wait_answers(300)
         split = rollout.counts().since(others).by_version()
         assert (rollout.status["phase"], rollout.timeline[-1].weight) == ("Progressing", 30)
-        rollout.annotate("abort", rollout.status["candidate"]["revision"])
+
+        revision = rollout.status["candidate"]["revision"]
+        for pod in rollout.pods(revision):
+            lab.client.delete(path_of("v1", "pods", rollout.namespace, pod["metadata"]["name"]))
+        rollout.wait(lambda seen: seen.weight == 0, "the loss of the weight")
+        wait_until(lambda: answered(early) == {"v1"}, timeout=PATIENCE, what="the baseline for all")
+        rollout.wait(lambda seen: seen.weight == 30 and step_runs(seen), "the weight's return")
+        rollout.wait_answers(20, "v2")
+        assert answered(early) == {"v1"}, "who was moved stays there"
+        assert set(assert_they_stay(late)) == {"v1", "v2"}
+
+        rollout.annotate("abort", revision)
         rollout.wait_end()
-        after = {user.ask() for user in users for _ in range(3)}
-        drawn = Counter(sides)
-        print(rollout.measured(), f"users {dict(drawn)}, requests without a cookie {split}")
+        after = answered(users)
+        print(rollout.measured(), f"users {dict(sides)}, requests without a cookie {split}")
         assert after == {"v1"}, "what is taken back is taken back for all"
-        assert all(user.cookies.keys() == {"side"} for user in users)
         # Five standard deviations of what is drawn.
         assert split["v2"] / sum(split.values()) == pytest.approx(0.3, abs=0.13)
-        assert drawn["v2"] / len(users) == pytest.approx(0.3, abs=0.36) and drawn["v2"]
+        assert sides["v2"] / len(early) == pytest.approx(0.3, abs=0.36)
+        assert sides.keys() == {"v1", "v2"}
         assert rollout.failures() == {}
-        for user in users:
-            assert {status for _, status in user.versions} == {200}
-            user.close()
+        assert {status for user in users for _, status in user.versions} == {200}
+
+
+def answered(users: Sequence[User]) -> set[str]:
+    """The versions that answer one request of each."""
+    return {user.ask() for user in users}
+
+
+def assert_they_stay(users: Sequence[User]) -> list[str]:
+    """The versions that users got, request after request, with the one cookie that they were given."""
+    sides = [user.ask() for user in users]
+    for _ in range(10):
+        assert [user.ask() for user in users] == sides
+    assert all(user.cookies.keys() == {"side"} for user in users)
+    return sides
 
 
 def answers_of(load: Load, count: int) -> dict[str, int]:

@@ -68,6 +68,7 @@ class _Case:
     weight: int  # of the candidate, in percent
     mirror: int  # share of the requests that is copied to it, in percent
     matched: int  # share of the requests chosen by the step's matches that it gets, in percent
+    sticky: bool  # users stay on the side that they were drawn for
     scope: Scope
     pace: Pace
     server: Server
@@ -239,12 +240,13 @@ class Judge:
     def _watch_split(
         self, case: _Case, queries: Queries, state: State, polls: tuple[Poll, ...], memory: Memory
     ) -> None:
-        """Whether requests follow the weight; only polls that lie wholly at one weight, without copies, can tell. At weight 0,
-        where requests may be chosen, there is nothing to tell."""
-        shown = -1 if case.mirror else case.weight
+        """Whether requests follow the weight; only polls that lie wholly at one weight can tell, without copies and where requests
+        are drawn, not users: a few of these may ask for a lot. At weight 0, where requests may be chosen, there is nothing to tell."""
+        untold = bool(case.mirror) or case.sticky
+        shown = -1 if untold else case.weight
         if memory.weight != shown:
             memory.weight, memory.weight_since = shown, case.now
-        if case.mirror:
+        if untold:
             memory.judged = replace(memory.judged, split_off=None)
             return
         name = queries.traffic
@@ -306,6 +308,7 @@ def _case(
         weight=status.weights.stable if watching else status.weights.candidate,
         mirror=status.weights.mirror,
         matched=status.weights.matched,
+        sticky=status.trying is not None and status.trying.stickiness is not None,
         scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
         pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
         server=server,

@@ -116,7 +116,8 @@ class _Meter:
 
 
 class World:
-    """One rollout and all that is around it. `errors`: share of bad answers by revision; `rate`: requests per second."""
+    """One rollout and all that is around it. `errors`: share of bad answers by revision; `rate`: requests per second; `drawn`:
+    percent of the requests that revisions get whatever their weight, as long as they have one."""
 
     def __init__(self, *, hooks: Hooks | None = None, timing: Timing | None = None, seed: int = 1) -> None:
         self.now = START
@@ -129,6 +130,7 @@ class World:
         self.rights = GateRights()
         self.errors: dict[str, float] = {}
         self.rate = 20.0
+        self.drawn: dict[str, int] = {}
         self.random = random.Random(seed)
         self.meters: dict[str, _Meter] = {}
         self.rounds: list[float] = []
@@ -264,7 +266,8 @@ class World:
             names = pods.get(revision, [])
             for name in names:
                 meter = self.meters[name]
-                count = round(self.rate * weight / 100 / len(names) + self.random.random() - 0.5)
+                percent = self.drawn.get(revision, weight) if weight else 0
+                count = round(self.rate * percent / 100 / len(names) + self.random.random() - 0.5)
                 share = self.errors.get(revision, 0.0)
                 meter.total += max(0, count)
                 meter.bad += sum(self.random.random() < share for _ in range(count))

@@ -434,6 +434,13 @@ def test_more_headers_than_a_match_takes_are_refused_before_the_route_is() -> No
     assert problem.message.endswith("an HTTPRoute takes 16: compare fewer")
 
 
+def sticking(**stickiness: Any) -> Status:
+    """A step that keeps users on their side."""
+    step = PlanStep(id="a", weight=10, stickiness=Stickiness(cookie="side", **stickiness))
+    now = StepStatus(id="a", index=0, count=1, display="1/1")
+    return STEP.model_copy(update={"phase": Phase.PROGRESSING, "plan": [step], "step": now})
+
+
 @pytest.mark.parametrize(
     ("lifetime", "session"),
     [
@@ -443,16 +450,20 @@ def test_more_headers_than_a_match_takes_are_refused_before_the_route_is() -> No
     ids=["until the browser is closed", "for a day"],
 )
 def test_users_stay_while_the_test_runs(lifetime: float | None, session: Object) -> None:
-    step = PlanStep(id="a", weight=10, stickiness=Stickiness(cookie="side", lifetime=lifetime))
-    update = {
-        "phase": Phase.PROGRESSING,
-        "plan": [step],
-        "step": StepStatus(id="a", index=0, count=1, display="1/1"),
-    }
-    status = STEP.model_copy(update=update)
-    server = cluster(a=2, b=1)
+    status, server = sticking(lifetime=lifetime), cluster(a=2, b=1)
     server.run(actions(server, status))
     assert rules(server)[0]["sessionPersistence"] == {"sessionName": "side", "type": "Cookie", **session}
     assert actions(server, status) == [], "what is read back is what was written"
     server.run(actions(server, status.model_copy(update={"phase": Phase.WATCHING})))
     assert "sessionPersistence" not in rules(server)[0]
+
+
+def test_a_session_does_not_outlive_the_weight() -> None:
+    """Gateways keep sessions with a backend of weight 0, as the Gateway API asks them to; so it must not stand there."""
+    status, server = sticking(), cluster(a=2, b=1)
+    server.run(actions(server, status))
+    assert refs(rules(server)[0]) == {A: 90, B: 10}
+    weights = STEP.weights.model_copy(update={"stable": 100, "candidate": 0})
+    server.run(actions(server, status.model_copy(update={"weights": weights})))
+    assert "sessionPersistence" in rules(server)[0]
+    assert refs(rules(server)[0]) == {A: 100}
