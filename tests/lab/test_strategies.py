@@ -254,6 +254,33 @@ def a_parameter_of_the_query_chooses_and_all_of_an_item_must_match(lab: Lab) -> 
             assert load.counts().by_status().keys() == {200}
 
 
+def a_canary_begins_with_requests_that_are_chosen(lab: Lab) -> None:
+    tester = {"queryParams": [{"name": "tester", "value": "yes"}]}
+    steps = [
+        {"weight": 0, "matches": [tester], "size": 50, "duration": "2s", "approval": True},
+        {"weight": 50, "duration": "3s"},
+    ]
+    testers = Load(lab.gateway_url, "testers.example.com", 10, path="/predict?tester=yes")
+    changes = {"strategy": {"canary": {"steps": steps}}, "analysis": {"metrics": [ERRORS]}}
+    with Rollout(lab, "testers", rate=30, **changes) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/good")
+        rollout.wait(lambda seen: seen.phase == "Paused", "the wait for an approval")
+        with testers:
+            rollout.wait_answers(50)
+            assert answers_of(testers, 20).keys() == {"v2"}
+            assert rollout.counts().by_version(status=None).keys() == {"v1"}
+            step = rollout.status["step"]
+            rollout.annotate("approve", f"{rollout.status['candidate']['revision']}/{step['id']}")
+            rollout.wait(lambda seen: seen.weight == 50 and step_runs(seen), "the split")
+            assert answers_of(testers, 30).keys() == {"v1", "v2"}, "they are drawn as all others"
+            rollout.wait_end()
+        print(rollout.measured(), f"testers {testers.counts().by_version()}")
+        assert rollout.outcome == ("Promoted", "ProvenHarmless")
+        assert rollout.failures() == {}
+        assert testers.counts().by_status().keys() == {200}
+
+
 def who_keeps_the_cookie_stays_on_one_side_until_the_test_ends(lab: Lab) -> None:
     sticky = {"weight": 30, "duration": "1h", "stickiness": {"cookie": "side", "lifetime": "1h"}}
     changes = {"strategy": {"abTest": sticky}, "analysis": {"metrics": [ERRORS]}}
@@ -325,6 +352,7 @@ STORIES: list[Story] = [
     the_better_reward_of_a_fixed_split_wins,
     only_chosen_users_see_the_candidate,
     a_parameter_of_the_query_chooses_and_all_of_an_item_must_match,
+    a_canary_begins_with_requests_that_are_chosen,
     who_keeps_the_cookie_stays_on_one_side_until_the_test_ends,
     a_shadow_answers_copies_that_nobody_sees_and_is_judged,
     a_shadow_that_fails_is_found_and_nobody_saw_it,
