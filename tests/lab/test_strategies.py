@@ -323,6 +323,26 @@ def who_keeps_the_cookie_stays_on_one_side_until_the_test_ends(lab: Lab) -> None
         assert {status for user in users for _, status in user.versions} == {200}
 
 
+def what_is_promoted_is_for_those_too_who_kept_the_cookie_of_the_baseline(lab: Lab) -> None:
+    sticky = {"weight": 50, "duration": "1h", "stickiness": {"cookie": "side"}}
+    changes = {"strategy": {"abTest": sticky}, "analysis": {"metrics": [ERRORS]}}
+    with Rollout(lab, "loyal", rate=20, **changes) as rollout, contextlib.ExitStack() as ends:
+        rollout.deploy()
+        users = [User(lab.gateway_url, "loyal.example.com") for _ in range(20)]
+        for user in users:
+            ends.callback(user.close)
+        rollout.release("v2", "models/good")
+        rollout.wait(step_runs, "the test")
+        assert set(assert_they_stay(users)) == {"v1", "v2"}
+        rollout.annotate("promote", rollout.status["candidate"]["revision"])
+        rollout.wait_end()
+        print(rollout.measured())
+        assert rollout.outcome[0] == "Promoted"
+        assert answered(users) == {"v2"}
+        assert rollout.failures() == {}
+        assert {status for user in users for _, status in user.versions} == {200}
+
+
 def answered(users: Sequence[User]) -> set[str]:
     """The versions that answer one request of each."""
     return {user.ask() for user in users}
@@ -354,6 +374,7 @@ STORIES: list[Story] = [
     a_parameter_of_the_query_chooses_and_all_of_an_item_must_match,
     a_canary_begins_with_requests_that_are_chosen,
     who_keeps_the_cookie_stays_on_one_side_until_the_test_ends,
+    what_is_promoted_is_for_those_too_who_kept_the_cookie_of_the_baseline,
     a_shadow_answers_copies_that_nobody_sees_and_is_judged,
     a_shadow_that_fails_is_found_and_nobody_saw_it,
     a_blue_green_switch_is_one_change_of_the_weights,
