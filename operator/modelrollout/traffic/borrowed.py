@@ -92,13 +92,20 @@ class Shape(Protocol):
     def unfit(self, ref: Mapping[str, Any]) -> str | None:
         """Why a reference can't be replaced, with the mend."""
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
+    def mirrors(self, rule: Mapping[str, Any], namespace: str) -> list[tuple[Backend, int]]:
         """Backends of this namespace that copies of requests go to, with the percent."""
 
-    def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
-        """Owned fields with a mirror; None if the user's own stands in its place."""
+    def mirror(
+        self,
+        values: Object,
+        like: Mapping[str, Any] | None,
+        backend: Backend,
+        port: int | None,
+        percent: int,
+    ) -> Object | None:
+        """Owned fields with a mirror; None if the user's own stands in its place. `like`: a reference whose form it takes."""
 
-    def unmirror(self, values: Object, backends: frozenset[Backend]) -> Object:
+    def unmirror(self, values: Object, backends: frozenset[Backend], namespace: str) -> Object:
         """Owned fields without the mirrors to these backends."""
 
     def refusal(self, live: Mapping[str, Any]) -> str | None:
@@ -406,7 +413,7 @@ class _View:
         return ours | self._mirrored_to(self._rules)
 
     def _mirrored_to(self, rules: Sequence[Mapping[str, Any]]) -> frozenset[Backend]:
-        found = (backend for rule in rules for backend, _ in self.shape.mirrors(rule))
+        found = (backend for rule in rules for backend, _ in self.shape.mirrors(rule, self.namespace))
         return frozenset(backend for backend in found if self._is_ours(backend))
 
     @property
@@ -453,7 +460,7 @@ class _View:
         if stored is not None and self._fits(stored["original"], backends):
             return _Part(index, key, stored["original"], False)
         guessed = values | {self.shape.backends: self._guess(backends)}
-        original = self.shape.unmirror(guessed, self._mirrored_to([rule]))
+        original = self._unmirrored(guessed)
         return _Part(index, key, original, False)
 
     def _users_own(self, values: Object, stored: Mapping[str, Any] | None) -> Object:
@@ -463,9 +470,12 @@ class _View:
                 values = values | {self.shape.backends: self._guess(values[self.shape.backends] or [])}
             elif self._memory is None or (stored is not None and stored["original"] == values):
                 return values
-            return self.shape.unmirror(values, self._mirrored_to([values]))
+            return self._unmirrored(values)
         kept = [one for one in values[self.shape.backends] or () if not self._is_ours_in(one)]
-        return self.shape.unmirror(values | {self.shape.backends: kept}, self._mirrored_to([values]))
+        return self._unmirrored(values | {self.shape.backends: kept})
+
+    def _unmirrored(self, values: Object) -> Object:
+        return self.shape.unmirror(values, self._mirrored_to([values]), self.namespace)
 
     def _serves(self, rule: Mapping[str, Any], spec: Spec | None) -> bool:
         """Whether a rule of which nothing is remembered is one to be split: those for another version only, say for people
@@ -484,8 +494,7 @@ class _View:
         return not any(self.scope.serving in self._named(self._backends(rule)) for rule in self._rules)
 
     def _has_ours(self, rule: Mapping[str, Any]) -> bool:
-        mirrored = any(self._is_ours(backend) for backend, _ in self.shape.mirrors(rule))
-        return mirrored or any(self._is_ours_in(one) for one in self._backends(rule))
+        return bool(self._mirrored_to([rule])) or any(self._is_ours_in(one) for one in self._backends(rule))
 
     def _fits(self, original: Mapping[str, Any], backends: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the other backends are still those that stood beside the original reference."""
@@ -563,7 +572,7 @@ class _View:
         if wanted.mirror is not None:
             first = next((one for one in backends if self.reference(one)), None)
             port = wanted.mirror.port_for(shape.port_of(first) if first else None, needed=shape.needs_port)
-            mirrored = shape.mirror(values, wanted.mirror.backend, port, wanted.mirror.weight)
+            mirrored = shape.mirror(values, first, wanted.mirror.backend, port, wanted.mirror.weight)
             values = values if mirrored is None else mirrored
         return values
 
@@ -626,7 +635,7 @@ class _View:
         if wanted.mirror is None:
             return None
         for part in self.parts(spec):
-            if self.shape.mirror(copy.deepcopy(part.original), wanted.mirror.backend, None, 1) is None:
+            if self.shape.mirror(copy.deepcopy(part.original), None, wanted.mirror.backend, None, 1) is None:
                 return (
                     f"{Reason.NOT_SUPPORTED}: spec.{self.shape.rules}[{part.index}] of {self.shape.kind.kind} "
                     f"{name_in(self.live)} has a mirror of its own: remove that, or let the strategy do without one"
@@ -637,8 +646,9 @@ class _View:
         """Percent of the requests that we copy to revisions; the least over the rules that are split."""
         found = []
         for part in self.parts(spec):
-            users = self.shape.mirrors(part.original)
-            ours = [one for one in self.shape.mirrors(self._rules[part.index]) if one not in users]
+            users = self.shape.mirrors(part.original, self.namespace)
+            stand = self.shape.mirrors(self._rules[part.index], self.namespace)
+            ours = [one for one in stand if one not in users]
             found.append(max((percent for to, percent in ours if self._is_ours(to)), default=0))
         return min(found, default=0)
 
