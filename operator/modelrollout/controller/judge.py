@@ -19,7 +19,7 @@ from ..api.spec import Metric, Spec
 from ..api.status import Phase, RevisionStatus, Status, compared_share
 from ..cluster.kinds import Object
 from ..cluster.store import Key
-from ..decision.explain import ONE_POD, one_pod
+from ..decision.explain import pod_doubt
 from ..decision.types import Data, GuardrailReading, Judgement
 from ..evidence import split as splits
 from ..evidence.cuts import choose_cuts
@@ -138,7 +138,7 @@ class Judge:
             state=state,
             pending=memory.look is not None,
             alarm=raised(memory.alarms),
-            notes={**memory.judged.notes, **_doubts(assessment)},
+            notes={**memory.judged.notes, **_doubts(assessment, case.candidate)},
         )
 
     async def _ask(self, case: _Case, state: State, memory: Memory) -> Answer | None:
@@ -340,11 +340,10 @@ def _away(before: Judgement, status: Status, problem: str, now: float) -> Judgem
     )
 
 
-def _doubts(assessment: Assessment) -> dict[str, str]:
+def _doubts(assessment: Assessment, candidate: RevisionStatus) -> dict[str, str]:
     """By metric: what a person should know who is told that it is worse."""
-    if assessment.harm_metric is None or not one_pod(assessment):
-        return {}
-    return {assessment.harm_metric: ONE_POD}
+    doubt = pod_doubt(assessment, candidate)
+    return {assessment.harm_metric: doubt} if assessment.harm_metric is not None and doubt else {}
 
 
 def _unopposed(status: Status) -> bool:
