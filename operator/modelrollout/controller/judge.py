@@ -46,6 +46,7 @@ PATIENCE = (
 )
 LOOK_AGAIN = 15.0  # seconds after which an unfinished look is asked about, should its end wake nobody
 LATE = 30.0  # seconds after which a look without an answer counts as a failed one
+BEHIND = 600.0  # seconds by which the clock may be behind the last cut: what is more is not waited for
 _AWAY = (Data.UNAVAILABLE, Data.NOT_SCRAPED)
 
 
@@ -117,13 +118,19 @@ class Judge:
         if memory.attempt != status.attempt:
             memory.begin_attempt(status.attempt)
         read_evidence(status, memory)
+        if memory.next_poll > now + max(LOOK_AGAIN, 2 * spec.analysis.interval):
+            memory.next_poll = now  # no look is put off for so long: the clock went back
         server = self._servers.get(spec.analysis.prometheus)
         if server is None or memory.unreadable:
             return _blind(spec, status, memory, now)
         case = _case(rollout, spec, status, children, memory, now, server=server, roles=roles)
         state = begin(case.plan, memory.state)
         due = now >= memory.next_poll or (memory.look is not None and memory.look.task.done())
-        answer = await self._ask(case, state, memory) if due else None
+        answer = None
+        if due and state.consumed is not None and state.consumed > now:
+            state = _behind(case, state, memory)
+        elif due:
+            answer = await self._ask(case, state, memory)
         if answer is not None and answer.history is not None:
             state = self._prepare(case, state, answer.found, answer.history, memory)
         elif answer is not None:
@@ -324,6 +331,25 @@ def _blind(spec: Spec, status: Status, memory: Memory, now: float) -> Judgement:
         )
         memory.judged = _away(memory.judged, status, memory.unreadable or unknown, now)
     return replace(memory.judged, state=memory.state, assessment=None, alarm=raised(memory.alarms))
+
+
+def _behind(case: _Case, state: State, memory: Memory) -> State:
+    """The evidence while the clock is behind the last cut: another leader's may have been ahead, or it was set back.
+
+    To ask again for that time would count requests twice. So it is waited for, as in an outage; if that would take long,
+    everything is measured anew.
+    """
+    behind = (state.consumed or 0.0) - case.now
+    if behind > BEHIND:
+        memory.begin_attempt(case.status.attempt)
+        return begin(case.plan, None)
+    problem = (
+        f"{Reason.CLOCK_BEHIND}: requests were counted up to a time that the operator's clock reaches in {behind:.0f} s only: "
+        "keep the clocks of its nodes in step"
+    )
+    memory.judged = _away(memory.judged, case.status, problem, case.now)
+    memory.next_poll = case.now + case.spec.analysis.interval
+    return state
 
 
 def _away(before: Judgement, status: Status, problem: str, now: float) -> Judgement:

@@ -220,7 +220,7 @@ class Reconciler:
         present = before.to_wire()
         wire["evidence"] = write_evidence(decision.state, memory, before, decision.status)
         wire = {name: value for name, value in wire.items() if value is not None}
-        since = now - memory.committed_at
+        since = abs(now - memory.committed_at)  # a clock that went back puts nothing off
         if not worth_committing(present, wire, since=since, every=self._around.timing.evidence_commit):
             memory.state = decision.state
             return rollout

@@ -120,6 +120,7 @@ class World:
 
     def __init__(self, *, hooks: Hooks | None = None, timing: Timing | None = None, seed: int = 1) -> None:
         self.now = START
+        self.behind = 0.0  # seconds that the operator's clock is behind all others
         self.cluster = FakeCluster(hooks=hooks, now=lambda: self.now)
         self.nodes = Nodes(self.cluster, lambda: self.now)
         self.prometheus = FakePrometheus()
@@ -151,7 +152,7 @@ class World:
             servers=set(self.servers),
             query_problem=lambda rollout, spec: query_problem(rollout, spec, settings),
             gates=self.rights,
-            now=lambda: self.now,
+            now=self.clock,
             wake=self._concern,
         )
         self.reconciler = Reconciler(
@@ -163,8 +164,8 @@ class World:
                 metrics=self.metrics,
                 timing=self.timing,
                 sources=Sources(self.store, References(self.cluster, self.store, self._concern)),
-                gates=Gates(self.cluster, self.rights, pods=self.store.pods_owned_by, now=lambda: self.now),
-                now=lambda: self.now,
+                gates=Gates(self.cluster, self.rights, pods=self.store.pods_owned_by, now=self.clock),
+                now=self.clock,
             )
         )
         for ref in sorted(self.cluster._objects):
@@ -172,6 +173,10 @@ class World:
         for key in self.store.rollouts():
             self.acceptance.rollout_changed(key)
         self.dirty, self.due, self.failed = True, math.inf, 0
+
+    def clock(self) -> float:
+        """The operator's."""
+        return self.now - self.behind
 
     def _concern(self, keys: Iterable[Key]) -> None:
         self.dirty = self.dirty or KEY in keys
