@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from ..api.conditions import Reason
 from ..api.spec import Spec
 from ..api.status import Status
-from ..cluster.actions import Action, JsonPatch
+from ..cluster.actions import Action, JsonPatch, patch_seen
 from ..cluster.kinds import REVISION_LABEL, STEERED_BY_ANNOTATION, Kind, Object
 from ..cluster.managed_fields import fields_of
 from ..cluster.port import FIELD_MANAGER
@@ -33,7 +33,7 @@ from ..workloads.backends import Backend
 from ..workloads.children import child_name, deleting, name_in, steered_by
 from ..workloads.observation import answering, ready_behind
 from ..workloads.revisions import pin_of, weights_by_revision
-from .base import RouteReading, Split
+from .base import RouteReading, Split, in_percent
 
 ORIGINAL_ANNOTATION = "modelrollout.dev/original"
 FACTOR = 100
@@ -379,7 +379,7 @@ class BorrowedRouter:
         roles = (status.previous, status.candidate, status.stable)
         revisions = {children.backend_of(rollout, role.revision): role.revision for role in roles if role}
         weights = view.weights(spec, revisions, _callers(rollout, spec, status, children))
-        complete = weights == _percent(weights_by_revision(status))
+        complete = weights == in_percent(weights_by_revision(status))
         mirror = view.mirrored(spec)
         return RouteReading(
             weights=weights,
@@ -540,14 +540,8 @@ class _View:
         weights = ", ".join(f"{one.backend.name} {one.weight}" for one in wanted.targets)
         undone = self.touched(spec) and any(one["path"].startswith("/spec/") for one in operations)
         drift = f"spec.{self.shape.rules} (by {self.writer or 'another writer'})" if undone else ""
-        return JsonPatch(
-            self.shape.kind,
-            self.namespace,
-            name_in(self.live),
-            (*_guards(self.live), *operations),
-            f"weights {weights}" if weights else "the references that the user wrote",
-            drift,
-        )
+        why = f"weights {weights}" if weights else "the references that the user wrote"
+        return patch_seen(self.shape.kind, self.live, operations, why, drift)
 
     def _remembered(self, rules: Mapping[str, Object], wanted: _Wanted) -> Object | None:
         """What the route is to remember; nothing if it stands as the user wrote it."""
@@ -674,7 +668,7 @@ class _View:
                         shares[revision] = shares.get(revision, 0) + weight * percent
             if sum(shares.values()):
                 counted += 1
-                for revision, percent in _percent(shares).items():
+                for revision, percent in in_percent(shares).items():
                     sums[revision] = sums.get(revision, 0) + percent
         return (
             {revision: percent // counted for revision, percent in sums.items()} if counted else dict(callers)
@@ -706,23 +700,12 @@ def _disowning(shape: Shape, live: Object) -> JsonPatch | None:
         ours = entry.get("manager") == FIELD_MANAGER and entry.get("subresource") in (None, "")
         if ours and f"f:{shape.rules}" in (fields_of(entry).get("f:spec") or {}):
             path = f"/metadata/managedFields/{index}"
-            operations = (
-                *_guards(live),
+            remove = (
                 {"op": "test", "path": f"{path}/manager", "value": FIELD_MANAGER},
                 {"op": "remove", "path": path},
             )
-            return JsonPatch(
-                shape.kind, live["metadata"]["namespace"], name_in(live), operations, "give it back"
-            )
+            return patch_seen(shape.kind, live, remove, "give it back")
     return None
-
-
-def _guards(live: Mapping[str, Any]) -> list[Object]:
-    """Operations that make a patch a conflict, if the object is not the one that was looked at."""
-    return [
-        {"op": "test", "path": f"/metadata/{field}", "value": live["metadata"][field]}
-        for field in ("uid", "resourceVersion")
-    ]
 
 
 def _root(rollout: Mapping[str, Any], spec: Spec) -> str:
@@ -767,12 +750,7 @@ def _callers(rollout: Mapping[str, Any], spec: Spec, status: Status, children: C
         return {}
     if (live["spec"].get("selector") or {}).get(REVISION_LABEL) != pin:
         return {}
-    return _percent(answering(children, _root(rollout, spec))) or {pin: 100}
-
-
-def _percent(weights: Mapping[str, int]) -> dict[str, int]:
-    total = sum(weights.values())
-    return {key: 100 * weight // total for key, weight in weights.items() if weight > 0}
+    return in_percent(answering(children, _root(rollout, spec))) or {pin: 100}
 
 
 def _apportion(total: int, weights: Sequence[int]) -> list[int]:
