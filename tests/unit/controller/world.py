@@ -256,7 +256,9 @@ class World:
         self._settled = self.cluster._version
         self._pods = {}
         for pod in self.cluster.look_all(POD):
-            name, revision = pod["metadata"]["name"], pod["metadata"]["labels"][REVISION_LABEL]
+            name, revision = pod["metadata"]["name"], pod["metadata"]["labels"].get(REVISION_LABEL)
+            if revision is None:
+                continue  # of the user's own Deployment
             self._pods.setdefault(revision, []).append(name)
             if name not in self.meters:
                 self._add(name, revision)
