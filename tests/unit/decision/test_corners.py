@@ -10,24 +10,9 @@ import pytest
 from modelrollout.decision.decide import decide
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
 
-from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of
+from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
 
 OUTLIER = replace(NEUTRAL, assessment=assessment(outlier=True))
-
-
-@pytest.fixture
-def world() -> World:
-    """A healthy rollout of version 1 with version 2 just named."""
-    return World().healthy().release("2")
-
-
-def started(world: World) -> World:
-    """Until the clock of the first step runs."""
-    for _ in range(30):
-        world.tick(5)
-        if world.status.step and world.status.step.started_at:
-            return world
-    raise AssertionError(world.status.message)
 
 
 def workload(**changes: Any) -> dict[str, Any]:

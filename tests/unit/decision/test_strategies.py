@@ -13,7 +13,7 @@ import pytest
 from modelrollout.api.status import Phase
 from modelrollout.decision.types import Data, Judgement
 
-from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
+from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, started
 
 SCORE_SILENT = replace(GOOD, assessment=assessment(harmless=True, score=True))
 
@@ -21,15 +21,6 @@ SCORE_SILENT = replace(GOOD, assessment=assessment(harmless=True, score=True))
 def released(strategy: dict[str, Any], **changes: Any) -> World:
     """A healthy rollout of version 1 with version 2 just named."""
     return World(spec=spec_of(strategy=strategy, **changes)).healthy().release("2")
-
-
-def started(world: World) -> World:
-    """Until the clock of the first step runs."""
-    for _ in range(60):
-        world.tick(5)
-        if world.status.step and world.status.step.started_at:
-            return world
-    raise AssertionError(world.status.message)
 
 
 def weights(world: World, seconds: float = 3600, *, every: float = 5.0) -> list[int]:
