@@ -1,10 +1,10 @@
 """Operators of one namespace each, forked from one process that has imported everything: many runs, each killed at one
 write, at the cost of few.
 
-The parent reads orders: `start NAMESPACE SIDE:NUMBER [armed]`, `arm NAMESPACE` and `stop NAMESPACE`. Writes count from when a life was
-armed. A life that was killed is followed at once by one that is left alone. It tells what happens: `wrote NAMESPACE NUMBER …`
-before each write that counts, `killed NAMESPACE SIDE:NUMBER …`. At the end of its orders it ends all lives, so nothing outlives
-the tests.
+The parent reads orders: `start NAMESPACE SIDE:WRITE [armed]`, `arm NAMESPACE` and `stop NAMESPACE`. A write is called by what it
+says (`told_of`), because how many there are depends on the machine's speed. It counts from when a life was armed; a life that was
+killed is followed at once by one that is left alone. It tells what happens: `wrote NAMESPACE WRITE` before each write that counts,
+`killed NAMESPACE SIDE:WRITE`. At the end of its orders it ends all lives, so nothing outlives the tests.
 
 Run as `python -m tests.cluster.farm run …`, in place of `python -m modelrollout run …`.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import selectors
 import signal
@@ -20,15 +21,16 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import modelrollout.controller.operator as operator
 from lab.operator import ROOT, Operator
 from modelrollout.cli import main
 from modelrollout.cluster.port import Hooks, Write
-from tests.cluster.harness import TIMING, World
+from tests.cluster.harness import World
 
 # The parent
 
@@ -38,12 +40,42 @@ def tell(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
+def told_of(write: Write) -> str:
+    """What a write says, without times, counts, evidence and messages: two of one name differ in nothing that is decided."""
+    body = write.body or {}
+    name, said = write.name, ""
+    if isinstance(body, list):
+        said = json.dumps([op for op in body if op["op"] != "test"], separators=(",", ":"))
+    elif write.kind == "Event":
+        name = body["reason"]
+    elif write.verb == "replace-status":
+        said = _progress(body["status"])
+    elif "replicas" in (spec := body.get("spec") or {}):
+        said = f"replicas={spec['replicas']}"
+    elif "rules" in spec:
+        said = ",".join(
+            f"{ref['name']}={ref.get('weight')}" for r in spec["rules"] for ref in r["backendRefs"]
+        )
+    return "/".join(filter(None, (write.verb, write.kind, name, said))).replace(" ", "")
+
+
+def _progress(status: Mapping[str, Any]) -> str:
+    step, weights = status.get("step") or {}, status.get("weights") or {}
+    parts = (
+        f"{status.get('phase')}#{status.get('attempt')}",
+        f"step={step.get('index')}{'+' if step.get('startedAt') else ''}" if step else "",
+        ",".join(f"{role}={weight}" for role, weight in sorted(weights.items()) if weight),
+        f"retiring={len(status['retiring'])}" if status.get("retiring") else "",
+    )
+    return ":".join(filter(None, parts))
+
+
 class Doom:
     """Tells of each write once it is armed, and ends this process by SIGKILL on one side of one of them."""
 
     def __init__(self, namespace: str, kill: str, *, armed: bool) -> None:
         self.namespace, self._kill, self._armed = namespace, kill, armed
-        self._numbers: dict[int, int] = {}  # of the port's writes those that count
+        self._counts: set[int] = set()  # the port's writes that count
 
     @property
     def hooks(self) -> Hooks:
@@ -55,16 +87,17 @@ class Doom:
 
     async def _before(self, write: Write) -> None:
         if self._armed:
-            number = self._numbers[write.number] = len(self._numbers) + 1
-            tell(f"wrote {self.namespace} {number} {write.verb} {write.kind} {write.name}")
+            self._counts.add(write.number)
+            tell(f"wrote {self.namespace} {told_of(write)}")
             self._end("before", write)
 
     async def _after(self, write: Write) -> None:
-        self._end("after", write)
+        if write.number in self._counts:
+            self._end("after", write)
 
     def _end(self, side: str, write: Write) -> None:
-        if self._kill == f"{side}:{self._numbers.get(write.number)}":
-            tell(f"killed {self.namespace} {self._kill} {write.verb} {write.kind} {write.name}")
+        if self._kill == f"{side}:{told_of(write)}":
+            tell(f"killed {self.namespace} {self._kill}")
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -154,9 +187,7 @@ class Farm:
     """The parent as a test sees it."""
 
     def __init__(self, world: World) -> None:
-        # Each commit is a run: those of evidence that merely grows are all alike.
-        values = world.values | {"timing": TIMING | {"evidenceCommit": "3s"}}
-        self._operator = Operator(world.lab, values=values, name="farm").install()
+        self._operator = Operator(world.lab, values=world.values, name="farm").install()
         log = self._operator.log
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "tests.cluster.farm", *self._operator.arguments()]
@@ -182,7 +213,7 @@ class Farm:
         return self._operator.log
 
     def start(self, namespace: str, kill: str, *, armed: bool) -> None:
-        """An operator for a namespace, to be killed at one write after it was armed: "before:3", or "never"."""
+        """An operator for a namespace, to be killed at one write after it was armed: "before:create/Service/fraud", or "never"."""
         self._order(f"start {namespace} {kill} {'armed' if armed else ''}")
 
     def arm(self, namespace: str) -> None:

@@ -702,13 +702,6 @@ class Rollout:
         for (_, counted, served), (cut, more_counted, more_served) in itertools.pairwise(ledger):
             assert more_counted - counted == more_served - served, f"up to {cut}: {ledger}"
 
-    def check_nothing_counted_twice(self) -> None:
-        """The weaker half of `check_ledger`, for an operator that learns of a pod only after a poll that had samples of it:
-        those are left out."""
-        ledger = self.ledger()
-        for (_, counted, served), (cut, more_counted, more_served) in itertools.pairwise(ledger):
-            assert more_counted - counted <= more_served - served, f"up to {cut}: {ledger}"
-
 
 def seconds(status: Mapping[str, Any], *path: str | int) -> float:
     """An RFC3339 time in an object as epoch seconds."""

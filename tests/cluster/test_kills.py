@@ -1,11 +1,13 @@
 """The operator is killed at each write that it makes, one run per write, and each run ends in the state of one that was not.
 
-SIGKILL, before the write is sent or after the server has taken it. What a run is made of is a plot: what is there before,
+SIGKILL, before the write is sent or after the server has taken it. A write that says nothing new (evidence that grew, another
+message) is made as often as the machine's speed has it; of those that say the same one is killed at. What a run is made of is a plot: what is there before,
 what the user does, and how that ends. `test_crashes.py` kills one operator of several rollouts again and again instead.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +21,11 @@ from tests.cluster.farm import Farm
 from tests.cluster.harness import GATEWAY, ROUTES, Rollout, World
 
 AT_ONCE = 16
+TRIES = 3
 NEVER, SIDES = "never", ("before", "after")
 LONG = {"canary": {"steps": [{"weight": 50, "duration": "10m"}]}}
 QUICK: Object = {
-    "strategy": {"canary": {"steps": [{"weight": 50, "duration": "1s"}]}},
+    "strategy": {"canary": {"steps": [{"weight": 20, "duration": "1s"}, {"weight": 60, "duration": "1s"}]}},
     "watch": {"duration": "1s", "holdback": 10},
 }
 ROUTE = {
@@ -42,7 +45,7 @@ class Plot:
 
     prepare: Callable[[Rollout], object]
     play: Callable[[Rollout], object]
-    least: int  # writes; if there are fewer, the plot does not play what it is to play
+    least: int  # different writes; if there are fewer, the plot does not play what it is to play
     judged: bool = False
     both: bool = False  # sides of each write; else one or the other in turn
 
@@ -105,9 +108,9 @@ def deleted(rollout: Rollout) -> None:
 
 
 PLOTS = {
-    "a first deployment": Plot(nothing, first, 10),
+    "a first deployment": Plot(nothing, first, 9),
     "a release that is promoted": Plot(
-        lambda rollout: rollout.deploy("1", **QUICK), promoted, 20, judged=True
+        lambda rollout: rollout.deploy("1", **QUICK), promoted, 28, judged=True
     ),
     "a release that is rolled back": Plot(compared, rolled_back, 8, judged=True),
     "the way back in a borrowed route": Plot(borrowed, aborted, 8),
@@ -168,7 +171,7 @@ def play(world: World, farm: Farm, plot: Plot, kill: str = NEVER, wanted: Object
         plot.play(rollout)
         settle(run, rollout, wanted)
         if plot.judged and not run.problem:
-            rollout.check_nothing_counted_twice()
+            rollout.check_ledger()
     except (AssertionError, LabError, KubeError) as error:
         run.problem = f"{type(error).__name__}: {error}"
     finally:
@@ -196,18 +199,17 @@ class Kills:
 
     def __init__(self, world: World, farm: Farm, plots: list[Plot]) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE)
-        self._whole = {id(plot): self._pool.submit(play, world, farm, plot) for plot in plots}
+        self._play = functools.partial(play, world, farm)
+        self._whole = {id(plot): self._pool.submit(self._play, plot) for plot in plots}
         self._runs: dict[int, list[Future[Run]]] = {}
         for plot in plots:
             whole = self.whole(plot)
-            numbers = range(1, len(whole.writes) + 1)
+            writes = list(dict.fromkeys(whole.writes))
             if plot.both:
-                kills = [f"{side}:{number}" for number in numbers for side in SIDES]
+                kills = [f"{side}:{write}" for write in writes for side in SIDES]
             else:
-                kills = [f"{SIDES[number % 2]}:{number}" for number in numbers]
-            self._runs[id(plot)] = [
-                self._pool.submit(play, world, farm, plot, kill, whole.end) for kill in kills
-            ]
+                kills = [f"{SIDES[at % 2]}:{write}" for at, write in enumerate(writes)]
+            self._runs[id(plot)] = [self._pool.submit(self._killed, plot, kill, whole.end) for kill in kills]
 
     def whole(self, plot: Plot) -> Run:
         return self._whole[id(plot)].result()
@@ -217,6 +219,15 @@ class Kills:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+    def _killed(self, plot: Plot, kill: str, end: Object) -> Run:
+        """Two decisions may fall into one round, and then into one write: a run in which the write does not occur is played
+        again."""
+        for _ in range(TRIES):
+            run = self._play(plot, kill, end)
+            if run.killed or run.problem:
+                break
+        return run
 
 
 @pytest.fixture(scope="module")
@@ -239,12 +250,9 @@ def kills(request: pytest.FixtureRequest, world: World) -> Iterator[Kills]:
 def test_killed_at_each_write_it_ends_the_same(kills: Kills, plot: Plot) -> None:
     whole, runs = kills.whole(plot), kills.runs(plot)
     assert not whole.problem, whole.problem
-    assert len(whole.writes) >= plot.least, whole.writes
-    problems = [
+    assert len(set(whole.writes)) >= plot.least, whole.writes
+    assert [
         f"killed {run.killed or 'never'} (wanted {run.kill}): {run.problem}" for run in runs if run.problem
-    ]
-    assert problems == []
-    # How often evidence is committed depends on the machine's speed, so the last numbers may not be reached; and a
-    # write that the server refused as a conflict is not one after which something was left undone.
+    ] == []
     missed = [run.kill for run in runs if not run.killed]
-    assert len(missed) <= max(2, len(runs) // 5), missed
+    assert not missed

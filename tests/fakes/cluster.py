@@ -253,7 +253,7 @@ class FakeCluster:
     ) -> Object:
         kind, (namespace, name) = kind_of(obj), name_of(obj)
         kind.path(namespace, name)
-        write = Write(verb, kind.kind, namespace, name, len(self.writes) + 1)
+        write = Write(verb, kind.kind, namespace, name, len(self.writes) + 1, obj)
         if persists:
             self.writes.append(write)
             await self.hooks.before_write(write)

@@ -339,7 +339,7 @@ class KubernetesCluster:
         content_type: str = _JSON,
         persists: bool = True,
     ) -> Object:
-        write = Write(verb, kind.kind, namespace, name, self._writes + 1)
+        write = Write(verb, kind.kind, namespace, name, self._writes + 1, body)
         if persists:
             self._writes += 1
             await self._hooks.before_write(write)

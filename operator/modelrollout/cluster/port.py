@@ -7,7 +7,7 @@ that passes the same contract tests. Plain dicts, because typed models drop fiel
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from modelrollout.cluster.kinds import Kind, Object
@@ -31,13 +31,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write about to be sent. `number` counts the writes of this port from 1; dry runs are not counted."""
+    """One write about to be sent, and what is sent. `number` counts the writes of this port from 1; dry runs are not counted."""
 
     verb: str
     kind: str
     namespace: str | None
     name: str
     number: int
+    body: Any = field(default=None, repr=False, compare=False)
 
 
 def _ignore(_: Request) -> None:

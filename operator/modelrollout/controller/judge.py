@@ -32,7 +32,7 @@ from ..evidence.verdict import Assessment
 from ..planning.preview import Past, preview
 from ..telemetry.history import History, PastPoll, read_history
 from ..telemetry.queries import Queries, build_queries, check_queries
-from ..telemetry.sampler import Pace, Sample, Scope, next_poll, sample
+from ..telemetry.sampler import HEARSAY, Pace, Sample, Scope, next_poll, sample
 from ..telemetry.servers import Server, ServerSettings
 from ..telemetry.sides import Pod, Side, Sides
 from ..workloads import Children, Problem
@@ -125,7 +125,9 @@ class Judge:
             return _blind(spec, status, memory, now)
         case = _case(rollout, spec, status, children, memory, now, server=server, roles=roles)
         state = begin(case.plan, memory.state)
-        due = now >= memory.next_poll or (memory.look is not None and memory.look.task.done())
+        answered = memory.look is not None and memory.look.task.done()
+        news = memory.unaware is not None and memory.unaware != case.scope.sides
+        due = now >= memory.next_poll or answered or news
         answer = None
         if due and state.consumed is not None and state.consumed > now:
             state = _behind(case, state, memory)
@@ -143,7 +145,7 @@ class Judge:
             memory.judged,
             assessment=assessment,
             state=state,
-            pending=memory.look is not None,
+            pending=memory.look is not None or memory.unaware is not None,
             alarm=raised(memory.alarms),
             notes={**memory.judged.notes, **_doubts(assessment, case.candidate)},
         )
@@ -209,8 +211,11 @@ class Judge:
         state = consume(case.plan, state, polls)
         self._watch_split(case, queries, state, polls, memory)
         pause = case.spec.analysis.interval
+        memory.unaware = case.scope.sides if found.waits else None
         if found.behind:
             memory.next_poll = case.now
+        elif found.waits:
+            memory.next_poll = next_poll(state.consumed, case.pace, case.now) + HEARSAY
         elif found.data in _AWAY and not polls:
             memory.next_poll = case.now + pause
         else:

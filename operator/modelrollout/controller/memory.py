@@ -19,6 +19,7 @@ from ..evidence.split import Split
 from ..evidence.state import State
 from ..telemetry.history import History
 from ..telemetry.sampler import Sample
+from ..telemetry.sides import Sides
 from ..workloads import Problem
 from .alarm import Alarm
 
@@ -93,6 +94,9 @@ class Memory:
     attempt: int = 0  # that the evidence belongs to
     next_poll: float = 0.0
     look: Look | None = None
+    unaware: Sides | None = (
+        None  # who is compared, while the last look left a poll until there is news of them
+    )
     asking: Asking | None = None
     committed_at: float = 0.0
     checked_gates: Checked | None = None
@@ -125,7 +129,7 @@ class Memory:
     def rest(self) -> None:
         """Nothing is compared."""
         self.judged, self.state, self.attempt = Judgement(), None, 0
-        self.next_poll, self.split, self.weight = 0.0, Split(), 0
+        self.next_poll, self.unaware, self.split, self.weight = 0.0, None, Split(), 0
         self.notes.clear()
         self.first_ready, self.flapped = {}, {}
         self.breaches, self.alarms, self.unreadable = {}, {}, ""
@@ -138,6 +142,7 @@ class Memory:
         way evidence in memory and status may tell of different steps.
         """
         self.state, self.next_poll, self.split, self.unreadable = None, 0.0, Split(), ""
+        self.unaware = None
         self.breaches, self.alarms = {}, {}
 
     def end_look(self) -> None:

@@ -389,12 +389,12 @@ def further_step(round: Round) -> Round | None:
 
 
 def _answered(going: Round, move: Callable[..., Round], **why: Any) -> Round:
-    """A move forward, unless Prometheus has been asked and has not answered: what is newest may speak against it."""
+    """A move forward, unless samples are due that are not read yet: what is newest may speak against it."""
     if not going.judged.pending:
         return move(going, **why)
     return going.wait(
         Reason.AWAITING_DATA,
-        "Prometheus was asked and has not answered yet",
+        "the newest samples are not read yet",
         step_runs=True,
         active_runs=True,
     )

@@ -106,7 +106,7 @@ class Judgement:
 
     data: Data = Data.NONE
     problem: str = ""  # why data are unavailable: "DuplicateSeries: …"
-    pending: bool = False  # a look at Prometheus has not ended: what is newest is not known yet
+    pending: bool = False  # samples are due that are not read yet
     polled_at: float | None = None  # when Prometheus was last asked; None: never in this attempt
     failed_polls: int = 0  # in a row, this one included
     outage_since: float | None = None  # first failed poll

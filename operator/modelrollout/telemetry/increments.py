@@ -83,9 +83,13 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Polls of one metric, one for each pair of cuts; what is unusable; pods whose total has samples."""
+    """Polls of one metric, one for each pair of cuts; what is unusable; pods whose total has samples.
+
+    `untold` polls have requests that are not counted only because nobody knows yet that their pod was ready.
+    """
 
     polls: tuple[MetricPoll, ...]
+    untold: tuple[bool, ...]
     baseline_pods: tuple[Mapping[str, Arm], ...]  # the baseline's increments by pod, for the same polls
     troubles: tuple[Trouble, ...]
     seen: Mapping[SideName, frozenset[str]]
@@ -127,6 +131,7 @@ def measure(
             seen[target.side].add(target.pod)
     return Measured(
         polls=tuple(ledger.polls()),
+        untold=ledger.untold,
         baseline_pods=tuple(ledger.baseline_pods()),
         troubles=tuple(sorted(troubles, key=lambda t: t.start)),
         seen={side: frozenset(pods) for side, pods in seen.items()},
@@ -244,6 +249,7 @@ class _Reading:
         # A pod that nobody remembers counts if it was there before the cut: then it is an old one that has gone since.
         unknown = -math.inf if self._scrapes[0] <= self._first else math.inf
         self._warm = unknown if pod is None else warm_from(pod, warmup)
+        self._warm_at_best = (self._scrapes[0] if self._started is None else self._started) + warmup
         self._resets: list[float] = []
         self._unclear: list[tuple[float, float]] = []
 
@@ -257,7 +263,10 @@ class _Reading:
             (slot + 1, s) for slot, part in enumerate(target.parts) for s in part
         ]:
             for step in self._steps(series):
-                if step.value is None:
+                if self._warm == math.inf:
+                    if line == 0 and step.value != 0 and step.since >= self._warm_at_best:
+                        ledger.doubt(step.at)
+                elif step.value is None:
                     if step.gap and step.at - self._horizon >= self._warm:
                         ledger.lose(step.at)
                 elif step.since >= self._warm:
@@ -384,6 +393,11 @@ class _Ledger:
         self._books: list[dict[tuple[SideName, str], list[float]]] = [{} for _ in cuts[1:]]
         self._arms: list[dict[tuple[SideName, str], Arm]] = [{} for _ in cuts[1:]]
         self._partial = [False] * (len(cuts) - 1)
+        self._untold = [False] * (len(cuts) - 1)
+
+    @property
+    def untold(self) -> tuple[bool, ...]:
+        return tuple(self._untold)
 
     def _poll(self, at: float) -> int:
         return bisect_left(self._cuts, at) - 1
@@ -394,6 +408,9 @@ class _Ledger:
 
     def lose(self, at: float) -> None:
         self._partial[self._poll(at)] = True
+
+    def doubt(self, at: float) -> None:
+        self._untold[self._poll(at)] = True
 
     def settle(self, shape: Shape) -> Iterator[Trouble]:
         """Turn counters into bad events; yields what can't be true."""

@@ -31,6 +31,7 @@ _UP_NAME = "up"
 _UP = SeriesSelector(_UP_NAME, ())
 _DISCOVERY = 10.0  # from readiness to the first scrape Prometheus also has to find the pod
 _SPACING_SLACK = 1.5
+HEARSAY = 10.0  # seconds that a poll waits to be told by the API server of the pods that it has samples of
 _UNSCRAPED_SHARE = 0.1  # of the ready pods of a side may be unscraped before data count as missing
 
 
@@ -72,6 +73,8 @@ class Sample:
     notes: Mapping[str, str] = field(default_factory=dict)
     rate: float | None = None  # requests per second of both sides, over the polls of this look
     behind: bool = False  # more polls are ready: look again at once
+    waits: bool = False  # a poll is not taken yet, as pods have samples that nobody has told of: look again when somebody has, or
+    # HEARSAY after it was complete
 
 
 def next_poll(since: float | None, pace: Pace, now: float) -> float:
@@ -84,7 +87,7 @@ async def sample(
 ) -> Sample:
     """Look once. `since` is the last consumed cut; None begins an attempt: it only sets the cut.
 
-    Never raises for what Prometheus does; see `Sample.data`. Data.NONE: no poll is complete yet, nothing was asked.
+    Never raises for what Prometheus does; see `Sample.data`. Data.NONE: no poll is complete yet.
     """
     cuts, behind = _cuts(pace, since, now)
     if since is not None and len(cuts) < 2:
@@ -107,6 +110,7 @@ async def sample(
         scope,
         pace,
         cuts,
+        now=now,
         behind=behind,
         pod_label=server.settings.pod_label,
         up=up,
@@ -295,6 +299,7 @@ class _Found:
     scope: Scope
     pace: Pace
     cuts: tuple[float, ...]
+    now: float
     behind: bool
     pod_label: str
     up: tuple[RawSeries, ...]
@@ -311,7 +316,11 @@ class _Found:
         self._note_troubles(measured)
         if self.log.gating:
             return self._held()
-        polls = tuple(self._polls(measured, partial=bool(unscraped)))
+        taken = self._told(measured)
+        waits = taken < len(self.cuts) - 1
+        if waits and not taken:
+            return Sample(Data.NONE, self.cuts[0], waits=True)
+        polls = tuple(self._polls(measured, partial=bool(unscraped)))[:taken]
         data, problem = Data.OK, ""
         quiet = self._quiet(polls)
         if self.log.guardrails:
@@ -322,14 +331,24 @@ class _Found:
             data, problem = Data.NO_TRAFFIC, quiet
         return Sample(
             data,
-            self.cuts[-1],
+            self.cuts[taken],
             polls,
             problem,
             reason=problem.partition(":")[0],
             notes=dict(self.log.notes),
             rate=self._rate(polls),
-            behind=self.behind,
+            behind=self.behind and not waits,
+            waits=waits,
         )
+
+    def _told(self, measured: Mapping[str, Measured]) -> int:
+        """How many polls are taken now. One with requests to a pod of which nobody knows yet that it was ready waits a
+        little, for in it they are counted or never: news of pods may take longer than their samples."""
+        for at, end in enumerate(self.cuts[1:]):
+            late = self.now - self.pace.scrape_interval - end
+            if late < HEARSAY and any(m.untold[at] for m in measured.values()):
+                return at
+        return len(self.cuts) - 1
 
     def _check_spacing(self) -> None:
         """At first: if scrapes are rarer than configured, no two samples would belong together, and nothing would say so."""

@@ -14,8 +14,9 @@ from modelrollout.cluster.port import Hooks, Write
 from modelrollout.controller import judge, record
 from modelrollout.evidence.engine import consume
 from modelrollout.evidence.state import load
+from modelrollout.telemetry import sampler
 from modelrollout.telemetry.sampler import sample
-from tests.unit.controller.world import ERRORS, Crash, World
+from tests.unit.controller.world import ERRORS, KEY, Crash, World, deployed, manifest
 
 INTERVAL = 15.0
 
@@ -174,4 +175,43 @@ async def test_samples_that_count_twice_or_never_are_missed(
     """The rule taken out, the comparison with the truth fails."""
     take_out(monkeypatch)
     counted, true = counted_and_true((await release_through_faults(0))[0])
+    assert counted != true
+
+
+async def hear_late_of_a_pod() -> tuple[World, int]:
+    """A third pod of each side serves, and that of the baseline is not known to be ready before a poll with samples of it
+    is due; and how often Prometheus was asked meanwhile."""
+    world = await deployed()
+    steps = {"canary": {"steps": [{"weight": 50, "duration": "3h"}]}}
+    world.apply("2", strategy=steps)
+    await world.run(600, until=lambda: bool(world.status.get("metrics")))
+    await world.run(60)
+    third = f"fraud-{world.status['stable']['revision']}-2"
+    world.veiled.add(third)
+    workload = manifest()["spec"]["workload"] | {"replicas": 3}
+    world.apply("2", strategy=steps, workload=workload)
+    await world.run(60, until=lambda: third in world.meters)
+    memory = world.reconciler._memories._all[KEY]
+    await world.run(120, until=lambda: memory.unaware is not None)
+    asked = world.server.asked
+    await world.run(5)
+    asked = world.server.asked - asked
+    world.unveil()
+    await world.run(1)
+    assert memory.unaware is None, "news are looked at when they come"
+    await world.run(60)
+    return world, asked
+
+
+async def test_samples_of_a_pod_whose_news_come_late_are_counted() -> None:
+    world, asked = await hear_late_of_a_pod()
+    counted, true = counted_and_true(world)
+    assert counted == true
+    assert not asked, "Prometheus is not asked while nothing new is known"
+
+
+async def test_without_waiting_for_news_they_would_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "HEARSAY", 0.0)
+    world, _ = await hear_late_of_a_pod()
+    counted, true = counted_and_true(world)
     assert counted != true

@@ -134,6 +134,7 @@ class World:
         self.meters: dict[str, _Meter] = {}
         self.rounds: list[float] = []
         self.failures: list[Exception] = []
+        self.veiled: set[str] = set()  # pods of whose readiness no news has come
         self._scraped = START
         self._settled = 0
         self._pods: dict[str, list[str]] = {}
@@ -184,10 +185,21 @@ class World:
     def _see(self, type: str, obj: Object) -> None:
         if obj["kind"] == "Event":
             return
+        if obj["metadata"]["name"] in self.veiled:
+            early = obj["metadata"] | {"resourceVersion": "1"}
+            old = {key: value for key, value in obj["status"].items() if key != "conditions"}
+            obj = obj | {"metadata": early, "status": old}
         keys = self.store.remove(obj) if type == "DELETED" else self.store.put(obj)
         if obj["kind"] == MODEL_ROLLOUT.kind and keys:
             self.acceptance.rollout_changed(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
         self.dirty = self.dirty or KEY in keys
+
+    def unveil(self) -> None:
+        """All news come."""
+        names, self.veiled = self.veiled, set()
+        for pod in self.cluster.look_all(POD):
+            if pod["metadata"]["name"] in names:
+                self._see("MODIFIED", pod)
 
     # What users do
 

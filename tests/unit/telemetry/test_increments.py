@@ -218,6 +218,44 @@ def test_warm_up_is_counted_once_from_the_first_readiness() -> None:
     assert pods(run([series("c-1", {95: 10, 110: 20})], new=never))[1] == {}
 
 
+@pytest.mark.parametrize(
+    ("pod", "warmup", "untold"),
+    [
+        pytest.param(
+            Pod("c-1", ready_since=-1000, started=-1100), 30, [False] * 3, id="a pod that was ready"
+        ),
+        pytest.param(
+            Pod("c-1", started=100), 0, [True] * 3, id="a pod of which nobody has told that it is ready"
+        ),
+        pytest.param(Pod("c-1", started=100), 30, [False, False, True], id="not before it could be warm"),
+        pytest.param(
+            Pod("c-1", ready_since=124, started=100), 0, [False] * 3, id="one that was not ready then"
+        ),
+        pytest.param(Pod("c-2"), 0, [True] * 3, id="a pod that nobody knows"),
+    ],
+)
+def test_requests_that_count_once_their_pod_is_known_are_told(
+    pod: Pod, warmup: float, untold: list[bool]
+) -> None:
+    samples = {103: 1, 118: 11, 131: 21, 140: 31}
+    sides = Sides(Side({OLD.name: OLD}), Side({pod.name: pod}, workload="c"))
+    name = pod.name if pod.name == "c-1" else "c-6d4f9-abcde"
+    got = measure(
+        Counters([series(name, samples)], []),
+        Ratio(),
+        sides=sides,
+        cuts=(102, 117, 130, 145),
+        interval=INTERVAL,
+        warmup=warmup,
+    )
+    assert list(got.untold) == untold
+
+
+def test_a_pod_without_requests_is_waited_for_by_nobody() -> None:
+    got = run([series("c-1", {95: 10, 110: 10})], new=Pod("c-1", started=70), warmup=0)
+    assert got.untold == (False,)
+
+
 def test_a_nan_troubles_its_poll_and_the_next_sample_is_only_a_baseline_for_all_series() -> None:
     got = run(
         [series("c-1", {95: 10, 110: 20, 125: 30, 140: 40})],

@@ -14,7 +14,7 @@ from modelrollout.api.spec import Analysis
 from modelrollout.decision.types import Data
 from modelrollout.telemetry.history import read_history
 from modelrollout.telemetry.queries import Queries, build_queries, check_queries
-from modelrollout.telemetry.sampler import MAX_POLLS, Pace, Sample, Scope, next_poll, sample
+from modelrollout.telemetry.sampler import HEARSAY, MAX_POLLS, Pace, Sample, Scope, next_poll, sample
 from modelrollout.telemetry.selectors import SelectorError
 from modelrollout.telemetry.servers import PrometheusServer, ServerSettings, Timeouts, new_pool
 from modelrollout.telemetry.sides import Pod, Side, Sides
@@ -226,6 +226,20 @@ async def test_ready_pods_that_nobody_scrapes_are_said(
     gone = replace(SCOPE, sides=Sides(SIDES.baseline, Side({"c-1": replace(old_pod("c-1"), ready=False)})))
     got = await sample(server, queries(ERRORS), gone, PACE, since=T0, now=T0 + 30)
     assert got.data is Data.NO_TRAFFIC
+
+
+async def test_a_poll_waits_for_news_of_a_pod_that_it_has_samples_of(server: PrometheusServer) -> None:
+    unready = Pod("c-1", started=T0 - 9100)
+    late = replace(SCOPE, sides=Sides(SIDES.baseline, Side({"c-1": unready})))
+    got = await sample(server, queries(ERRORS), late, PACE, since=T0, now=T0 + 30)
+    assert (got.data, got.cut, got.polls, got.waits) == (Data.NONE, T0, (), True)
+    told = await sample(server, queries(ERRORS), SCOPE, PACE, since=got.cut, now=T0 + 32)
+    assert (told.cut, told.waits, counts(told, "errors")) == (T0 + 15, False, [(300, 150)])
+    in_vain = await sample(server, queries(ERRORS), late, PACE, since=T0, now=T0 + 30 + HEARSAY)
+    assert (in_vain.cut, in_vain.waits, counts(in_vain, "errors")) == (T0 + 15, False, [(300, 0)])
+    several = await sample(server, queries(ERRORS), late, PACE, since=T0 - 15, now=T0 + 30)
+    assert (several.cut, several.waits, several.behind) == (T0, True, False), "older polls wait no longer"
+    assert counts(several, "errors") == [(300, 0)]
 
 
 async def test_a_failing_scrape_is_no_scrape(server: PrometheusServer, fake: FakePrometheus) -> None:
