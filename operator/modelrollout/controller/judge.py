@@ -124,19 +124,7 @@ class Judge:
         if server is None or memory.unreadable:
             return _blind(spec, status, memory, now)
         case = _case(rollout, spec, status, children, memory, now, server=server, roles=roles)
-        state = begin(case.plan, memory.state)
-        answered = memory.look is not None and memory.look.task.done()
-        news = memory.unaware is not None and memory.unaware != case.scope.sides
-        due = now >= memory.next_poll or answered or news
-        answer = None
-        if due and state.consumed is not None and state.consumed > now:
-            state = _behind(case, state, memory)
-        elif due:
-            answer = await self._ask(case, state, memory)
-        if answer is not None and answer.history is not None:
-            state = self._prepare(case, state, answer.found, answer.history, memory)
-        elif answer is not None:
-            state = self._learn(case, state, answer.found, memory)
+        state = await self._update(case, begin(case.plan, memory.state), memory)
         if state.raised_at is None and case.load > 0:
             state = raise_weight(state, case.load, now)
         memory.state = state
@@ -149,6 +137,19 @@ class Judge:
             alarm=raised(memory.alarms),
             notes={**memory.judged.notes, **_doubts(assessment, case.candidate)},
         )
+
+    async def _update(self, case: _Case, state: State, memory: Memory) -> State:
+        """The evidence with what a look at Prometheus says, if one is due."""
+        if not _is_due(case, memory):
+            return state
+        if state.consumed is not None and state.consumed > case.now:
+            return _behind(case, state, memory)
+        answer = await self._ask(case, state, memory)
+        if answer is None:
+            return state
+        if answer.history is not None:
+            return self._prepare(case, state, answer.found, answer.history, memory)
+        return self._learn(case, state, answer.found, memory)
 
     async def _ask(self, case: _Case, state: State, memory: Memory) -> Answer | None:
         """What a look at Prometheus says; None while it is under way. An answer to another question is not used."""
@@ -336,6 +337,13 @@ def _blind(spec: Spec, status: Status, memory: Memory, now: float) -> Judgement:
         )
         memory.judged = _away(memory.judged, status, memory.unreadable or unknown, now)
     return replace(memory.judged, state=memory.state, assessment=None, alarm=raised(memory.alarms))
+
+
+def _is_due(case: _Case, memory: Memory) -> bool:
+    """Whether it is time for a look, or one has ended, or there is news of the pods that the last one waits for."""
+    answered = memory.look is not None and memory.look.task.done()
+    news = memory.unaware is not None and memory.unaware != case.scope.sides
+    return case.now >= memory.next_poll or answered or news
 
 
 def _behind(case: _Case, state: State, memory: Memory) -> State:
