@@ -107,6 +107,18 @@ class Pooled(Borrowed):
         self.wait(lambda seen: seen.status.get("observedGeneration") == generation, "the operator's notice")
 
 
+def assert_taken_over(rollout: Rollout) -> None:
+    """The new version was promoted by proof, got what the steps say, and answers alone; no request failed."""
+    print(rollout.measured())
+    assert rollout.outcome == ("Promoted", "ProvenHarmless")
+    assert_split(rollout, "v2", [20, 50])
+    assert rollout.failures() == {}
+    after = rollout.counts()
+    rollout.wait_answers(50)
+    assert rollout.counts().since(after).by_version().keys() == {"v2"}
+    assert not [note for reason, note in rollout.events() if reason == "TrafficDrift"]
+
+
 def a_release_is_split_between_pools_in_the_users_route(lab: Lab) -> None:
     steps = [{"weight": weight, "duration": "6s", "minRequests": 100} for weight in (20, 50)]
     with Pooled(lab, "pools", rate=60, strategy={"canary": {"steps": steps}}) as rollout:
@@ -114,16 +126,9 @@ def a_release_is_split_between_pools_in_the_users_route(lab: Lab) -> None:
         rollout.try_out("v2")
         rollout.wait_end()
         rollout.wait_answers(50, "v2")
-        print(rollout.measured())
-        assert rollout.outcome == ("Promoted", "ProvenHarmless")
-        assert_split(rollout, "v2", [20, 50])
-        assert rollout.failures() == {}
-        after = rollout.counts()
-        rollout.wait_answers(50)
-        assert rollout.counts().since(after).by_version().keys() == {"v2"}
+        assert_taken_over(rollout)
         (reference,) = lab.client.get(rollout.route_path)["spec"]["rules"][0]["backendRefs"]
         assert (reference["kind"], reference["name"]) == ("InferencePool", "pools-v2")
-        assert not [note for reason, note in rollout.events() if reason == "TrafficDrift"]
 
 
 def a_release_is_split_in_the_users_route_and_leaves_no_trace(lab: Lab) -> None:
@@ -134,15 +139,8 @@ def a_release_is_split_in_the_users_route_and_leaves_no_trace(lab: Lab) -> None:
         rollout.wait_end()
         rollout.wait_restored()
         rollout.wait_answers(50, "v2")
-        print(rollout.measured())
-        assert rollout.outcome == ("Promoted", "ProvenHarmless")
-        assert_split(rollout, "v2", [20, 50])
-        assert rollout.failures() == {}
-        after = rollout.counts()
-        rollout.wait_answers(50)
-        assert rollout.counts().since(after).by_version().keys() == {"v2"}
+        assert_taken_over(rollout)
         assert lab.client.get(rollout.path)["metadata"]["finalizers"] == [FINALIZER]
-        assert not [note for reason, note in rollout.events() if reason == "TrafficDrift"]
 
 
 def what_a_gitops_tool_puts_back_is_put_right_and_deletion_restores_it(lab: Lab) -> None:
