@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -37,7 +36,6 @@ from .base import RouteReading, Split
 
 ORIGINAL_ANNOTATION = "modelrollout.dev/original"
 FACTOR = 100
-_REVISION = re.compile(r"[a-z2-7]{10}")
 
 
 class Shape(Protocol):
@@ -110,6 +108,8 @@ class _Scope:
     """Whose references are whose in a route. `replaced`: those of the user's that are ours to replace."""
 
     replaced: frozenset[Backend]
+    # Services of our revisions. Their form does not tell them: the user may call a Service fraud-production.
+    revisions: frozenset[Backend] = frozenset()
     # Whether each version is behind one of the user's: what is replaced and what replaces it are then of one sort.
     own: bool = False
     serving: Backend | None = None  # then, what is in front of the stable version
@@ -546,7 +546,8 @@ class _View:
             return None
         if not self.scope.own:
             (root,) = self.scope.replaced
-            return {"service": root.name, "rules": rules}
+            put = {one.backend.name for one in (*wanted.targets, wanted.mirror) if one}
+            return {"service": root.name, "revisions": sorted(put), "rules": rules}
         originals = (rule["original"][self.shape.backends] or () for rule in rules.values())
         named = {backend for backends in originals for one in backends if (backend := self.reference(one))}
         memory: Object = {"references": [one.to_wire() for one in sorted(named)], "rules": rules}
@@ -682,10 +683,7 @@ class _View:
         return backend is not None and self._is_ours(backend)
 
     def _is_ours(self, backend: Backend) -> bool:
-        if self.scope.own:
-            return backend in self.scope.replaced
-        rest = backend.name.removeprefix(self._prefix)
-        return not backend.pooled and rest != backend.name and _REVISION.fullmatch(rest) is not None
+        return backend in (self.scope.replaced if self.scope.own else self.scope.revisions)
 
 
 def _disowning(shape: Shape, live: Object) -> JsonPatch | None:
@@ -724,7 +722,9 @@ def _scope(rollout: Mapping[str, Any], spec: Spec | None, children: Children, li
     said = _annotation(live) if steered_by(live) == name_in(rollout) else {}
     if not children.bound and (spec is None or spec.workload.services is None):
         root = _root(rollout, spec) if spec else str(said.get("service") or name_in(rollout))
-        return _Scope(frozenset({Backend(root)}))
+        put = said.get("revisions")  # it may be all that is left of a revision
+        names = children.revision_names(rollout) | set(map(str, put if isinstance(put, list) else ()))
+        return _Scope(frozenset({Backend(root)}), frozenset(map(Backend, names)))
     references = said.get("references")
     remembered = [Backend.read(one) for one in references] if isinstance(references, list) else []
     own = spec.workload.services if spec else None
