@@ -297,6 +297,31 @@ def test_what_is_somebody_elses_is_never_deleted() -> None:
     assert plan(server, status_of(A, attempt=2), rollout) == []
 
 
+def labelled(name: str, **selector: str) -> Object:
+    """A Service that somebody made, with our label so that a ServiceMonitor finds it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "ml", "labels": {"modelrollout.dev/rollout": "fraud"}},
+        "spec": {"selector": {"modelrollout.dev/rollout": "fraud"} | selector, "ports": [{"port": 9090}]},
+    }
+
+
+def test_a_service_that_only_carries_our_label_stays_and_keeps_no_revision() -> None:
+    server = comparing()
+    server.put(labelled("fraud-metrics", **{"modelrollout.dev/revision": B}))
+    retired = status_of(A, attempt=2)
+    assert told(server.run(plan(server, retired))) == ["delete Deployment fraud-B", "delete Service fraud-B"]
+    assert plan(server, retired) == []
+    assert "fraud-metrics" in server.children().services
+
+
+def test_a_preview_service_that_lost_its_owner_still_goes() -> None:
+    server = serving()
+    server.put(labelled("fraud-preview"))
+    assert told(plan(server, status_of(A), FIRST)) == ["delete Service fraud-preview"]
+
+
 def test_what_is_going_already_is_neither_written_nor_deleted_again() -> None:
     server = comparing()
     going = {"metadata": {"deletionTimestamp": "2026-11-20T09:00:00Z"}, "spec": {"replicas": 7}}
