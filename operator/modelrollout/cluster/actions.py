@@ -129,18 +129,35 @@ async def _create(port: Cluster, action: Create) -> Done:
     """Create by server-side apply: only then are fields that we give up later removed from the object.
 
     Apply also writes over an object that exists, and a POST would record another kind of ownership; so look first. In
-    the moment between, `force=False` keeps us from taking fields that somebody else has just set.
+    the moment between, `force=False` keeps us from taking fields that somebody else has just set. What is there and ours was
+    not seen, so nothing can be said of its fields: Conflict, to look at it anew.
     """
     kind, (namespace, name) = kind_of(action.obj), name_of(action.obj)
     present = await port.get(kind, namespace, name)
-    if present is not None and _ours(present, action.obj):
-        raise Conflict(f"create {kind.kind} {namespace}/{name}: it is there already, and ours", status=409)
-    if present is not None:
+    if present is None:
+        return Done(action, await port.apply(action.obj, force=False), True)
+    if not _ours(present, action.obj):
         raise NameTaken(
             f"{kind.kind} {name} exists and does not belong to this ModelRollout: delete or rename it",
             present,
         )
-    return Done(action, await port.apply(action.obj, force=False), True)
+    why = f"create {kind.kind} {namespace}/{name}: it is there already, and ours"
+    if operations := _labels_back(present, action.obj):
+        # A watch by label took it for deleted, and would for ever.
+        await port.patch_json(kind, namespace, name, operations)
+        why += "; its labels are put back"
+    raise Conflict(why, status=409)
+
+
+def _labels_back(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The patch that gives an object the labels by which we see it; empty if it has them."""
+    metadata = present["metadata"]
+    labels = metadata.get("labels") or {}
+    found = {**labels, **wanted["metadata"]["labels"]}
+    guards = [
+        {"op": "test", "path": f"/metadata/{k}", "value": metadata[k]} for k in ("uid", "resourceVersion")
+    ]
+    return [] if found == labels else [*guards, {"op": "add", "path": "/metadata/labels", "value": found}]
 
 
 def _ours(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -254,7 +254,8 @@ def _retired(
             continue
         revision = revision_of(obj)
         if revision is None:
-            kept = {root, *routed} | ({preview} if status.previewed else set())
+            kept = {root, *routed, *(child_name(rollout, one) for one in sizes)}
+            kept |= {preview} if status.previewed else set()
             renamed = kind_of(obj) == SERVICE and name_in(obj) not in kept
             if renamed and root in children.services:
                 yield delete(obj, f"callers use Service {root}")

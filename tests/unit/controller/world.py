@@ -16,12 +16,23 @@ from typing import Any
 from prometheus_client import generate_latest
 
 from modelrollout.cluster.errors import ClusterError
-from modelrollout.cluster.kinds import HTTP_ROUTE, MODEL_ROLLOUT, POD, REVISION_LABEL, SERVICE, Kind, Object
+from modelrollout.cluster.kinds import (
+    HTTP_ROUTE,
+    MODEL_ROLLOUT,
+    POD,
+    REVISION_LABEL,
+    ROLLOUT_LABEL,
+    SERVICE,
+    Kind,
+    Object,
+    kind_of,
+)
 from modelrollout.cluster.port import Hooks
 from modelrollout.cluster.references import References
 from modelrollout.cluster.store import Key, Store
 from modelrollout.controller.acceptance import Acceptance
 from modelrollout.controller.gates import GateRights, Gates
+from modelrollout.controller.handlers import selector_of
 from modelrollout.controller.judge import Judge, query_problem
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.reconcile import Reconciler, Surroundings
@@ -184,6 +195,8 @@ class World:
             early = obj["metadata"] | {"resourceVersion": "1"}
             old = {key: value for key, value in obj["status"].items() if key != "conditions"}
             obj = obj | {"metadata": early, "status": old}
+        if selector_of(kind_of(obj)) and ROLLOUT_LABEL not in (obj["metadata"].get("labels") or {}):
+            type = "DELETED"  # what a watch by label says of what has lost it
         keys = self.store.remove(obj) if type == "DELETED" else self.store.put(obj)
         if obj["kind"] == MODEL_ROLLOUT.kind and keys:
             self.acceptance.rollout_changed(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
