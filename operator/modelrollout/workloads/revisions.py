@@ -66,6 +66,16 @@ class Record:
         named = (port for port in self.ports if port.get("name") == name)
         return int(next(named, self.ports[0])["port"])
 
+    def listening(self, target: int | str) -> int | None:
+        """Number of the containers' port that a Service's targetPort reaches; None if none has the name. The API server may
+        not have seen the template yet."""
+        if isinstance(target, int):
+            return target
+        pod = self.template.get("spec") or {}
+        containers = [*_objects(pod.get("containers")), *_objects(pod.get("initContainers"))]
+        ports = (port for container in containers for port in _objects(container.get("ports")))
+        return next((port.get("containerPort") for port in ports if port.get("name") == target), None)
+
 
 def render_template(rollout: Mapping[str, Any], spec: Spec, revision: str) -> Object:
     """The pod template of a spec with our labels, and with the model as environment variables of each container.
@@ -100,6 +110,10 @@ def _variables(ours: Mapping[str, str | None], container: Mapping[str, Any]) -> 
         *({"name": name, "value": value} for name, value in ours.items() if value and name not in names),
         *present,
     ]
+
+
+def _objects(value: Any) -> list[Object]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def without_nulls(value: Any) -> Any:
