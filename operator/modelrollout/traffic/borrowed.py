@@ -31,7 +31,7 @@ from ..workloads import Children, Ownership, Problem, last_writer, ownership, re
 from ..workloads.backends import Backend
 from ..workloads.children import child_name, deleting, name_in, steered_by
 from ..workloads.observation import answering, ready_behind
-from ..workloads.revisions import pin_of, weights_by_revision
+from ..workloads.revisions import followed, pin_of, weights_by_revision
 from .base import RouteReading, Split
 
 ORIGINAL_ANNOTATION = "modelrollout.dev/original"
@@ -345,12 +345,13 @@ class BorrowedRouter:
         targets = tuple(one for one in found if one is not None)
         mirrored = status.candidate if status.weights.mirror > 0 else None
         mirror = target(mirrored.revision, status.weights.mirror) if mirrored else None
-        pin = pin_of(spec, status)
-        if pin and not view.scope.own and {one.backend.name for one in targets} <= {child_name(rollout, pin)}:
-            followed = set(answering(children, _root(rollout, spec))) == {pin}
-            if not view.replaced or followed:
+        main = followed(status)
+        alone = main is not None and {one.backend.name for one in targets} <= {child_name(rollout, main)}
+        if alone and not view.scope.own:
+            has_followed = set(answering(children, _root(rollout, spec))) == {main}
+            if not view.replaced or has_followed:
                 return _Wanted((), mirror)
-        serving = target(pin, 100) if pin and view.scope.own else None
+        serving = target(main, 100) if main and view.scope.own else None
         return _Wanted(targets, mirror, serving) if targets else None
 
     # What is read
@@ -740,8 +741,8 @@ def _ports(
 ) -> dict[int, int]:
     """Number of a revision's port by the number that callers use: they are the same port if they have the same name."""
     record = record_of(rollout, spec, children, revision)
-    pin = pin_of(spec, status)
-    callers = record_of(rollout, spec, children, pin) if pin else None
+    main = followed(status)
+    callers = record_of(rollout, spec, children, main) if main else None
     if record is None:
         return {}
     named = {int(port["port"]): str(port.get("name")) for port in (callers or record).ports}

@@ -470,6 +470,26 @@ async def test_a_service_name_that_is_taken_is_told_and_nothing_else_suffers() -
     assert world.writes() == before, "it does not go to and fro"
 
 
+async def test_calls_inside_of_the_cluster_go_to_whom_is_ready() -> None:
+    """S1, whatever the router: the Service for callers has no weights, and must not stay on pods that are gone."""
+    world = await deployed()
+    stable, second = world.status["stable"]["revision"], await candidate(world)
+    await world.run(300, until=lambda: world.weights.get(second) == 10)
+
+    def pinned() -> str:
+        root = world.look(SERVICE, NAME)
+        assert root is not None
+        return str(root["spec"]["selector"][REVISION_LABEL])
+
+    assert pinned() == stable
+    world.nodes.unready.add(stable)
+    await world.run(10)
+    assert (world.weights, pinned()) == ({second: 100}, second)
+    world.nodes.unready.clear()
+    await world.run(10)
+    assert pinned() == stable
+
+
 def take_label(world: World, kind: Kind, name: str) -> None:
     obj = world.look(kind, name)
     assert obj is not None

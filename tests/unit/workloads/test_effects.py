@@ -109,6 +109,30 @@ def test_a_promotion_points_callers_at_the_new_stable_revision() -> None:
     assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == B
 
 
+STANDING = {
+    "it serves": ((90, 10, 0), 2, A),
+    "it serves alone": ((100, 0, 0), 2, A),
+    "the last step gives the candidate all": ((0, 100, 0), 2, A),
+    "none of its pods is ready": ((0, 100, 0), 0, B),
+    "none of its pods is ready, nor is any other": ((90, 10, 0), 0, A),
+    "its first pod is back": ((60, 40, 0), 1, A),
+}
+
+
+@pytest.mark.parametrize(("weights", "ready", "pin"), STANDING.values(), ids=STANDING)
+def test_callers_go_to_the_stable_revision_if_it_can_answer(
+    weights: tuple[int, int, int], ready: int, pin: str
+) -> None:
+    server = comparing()
+    status = status_of(A, B, weights=weights, attempt=2)
+    assert status.stable is not None
+    status = status.model_copy(update={"stable": status.stable.model_copy(update={"ready": ready})})
+    server.run(plan(server, status))
+    assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == pin
+    server.run(plan(server, STEP))
+    assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == A
+
+
 def test_a_retired_revision_keeps_its_pods_until_its_time_is_over() -> None:
     server = comparing()
     server.run(plan(server, status_of(A, retiring=((B, NOW + 1, 1),), attempt=2)))
