@@ -65,6 +65,18 @@ class JsonPatch:
 Action: TypeAlias = Apply | Create | Delete | JsonPatch
 
 
+def patch_seen(
+    kind: Kind, live: Mapping[str, Any], operations: Iterable[Mapping[str, Any]], why: str, drift: str = ""
+) -> JsonPatch:
+    """A JSON patch of exactly the object that was seen: of another or a newer one it is a conflict."""
+    metadata = live["metadata"]
+    seen = [
+        {"op": "test", "path": f"/metadata/{field}", "value": metadata[field]}
+        for field in ("uid", "resourceVersion")
+    ]
+    return JsonPatch(kind, metadata["namespace"], metadata["name"], (*seen, *operations), why, drift)
+
+
 class NameTaken(AlreadyExists):
     """An object of a name that we need is there, and it is not ours: it is never adopted. `obj` is that object."""
 
@@ -142,32 +154,23 @@ async def _create(port: Cluster, action: Create) -> Done:
             present,
         )
     why = f"create {kind.kind} {namespace}/{name}: it is there already, and ours"
-    if operations := _labels_back(present, action.obj):
+    labels = present["metadata"].get("labels") or {}
+    wanted = labels | action.obj["metadata"]["labels"]
+    if wanted != labels:
         # A watch by label took it for deleted, and would for ever.
-        await port.patch_json(kind, namespace, name, operations)
         why += "; its labels are put back"
+        operation = {"op": "add", "path": "/metadata/labels", "value": wanted}
+        await _execute(port, patch_seen(kind, present, [operation], why))
     raise Conflict(why, status=409)
-
-
-def _labels_back(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The patch that gives an object the labels by which we see it; empty if it has them."""
-    metadata = present["metadata"]
-    labels = metadata.get("labels") or {}
-    found = {**labels, **wanted["metadata"]["labels"]}
-    guards = [
-        {"op": "test", "path": f"/metadata/{k}", "value": metadata[k]} for k in ("uid", "resourceVersion")
-    ]
-    return [] if found == labels else [*guards, {"op": "add", "path": "/metadata/labels", "value": found}]
 
 
 def _ours(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether the store is only behind: the object is ours, or was and will be taken back once the store knows it."""
-    there, controller = present["metadata"], _controller(wanted)
-    if controller is not None and _controller(present) == controller:
-        return True
-    same = (there.get("labels") or {}).get(ROLLOUT_LABEL) == wanted["metadata"]["labels"].get(ROLLOUT_LABEL)
-    owner = _controller(present)
-    return same and (owner is None or controller is None or owner[:2] == controller[:2])
+    owner, controller = _controller(present), _controller(wanted)
+    if owner is not None and controller is not None:
+        return owner[:2] == controller[:2]
+    labels = present["metadata"].get("labels") or {}
+    return bool(labels.get(ROLLOUT_LABEL) == wanted["metadata"]["labels"].get(ROLLOUT_LABEL))
 
 
 def _controller(obj: Mapping[str, Any]) -> tuple[str, str, str] | None:

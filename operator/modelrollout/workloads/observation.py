@@ -14,7 +14,7 @@ from ..cluster.kinds import REVISION_LABEL
 from ..cluster.pods import Pod, Waiting
 from ..decision.types import RevisionView
 from .backends import Backend, picker_of
-from .children import Children, Ownership, child_name, name_in, ownership, revision_of
+from .children import Children, Ownership, child_name, name_in, ownership, replicas_of, revision_of
 
 _REASONS = 5
 _LENGTH = 300
@@ -115,11 +115,11 @@ def _view(
         # Each Service has an EndpointSlice, if an empty one. Where all are gone, the Service was deleted, or it lost the
         # label by which we see it: nothing is known of its endpoints, and until it is back the pods' own word counts.
         ready = {pod.name: pod.name for pod in pods if pod.ready and not pod.terminating}
-    replicas = workload["spec"].get("replicas") if workload else 0
+    desired = replicas_of(workload) if workload else 0
     if revision in children.bound:
-        replicas = max(len(pods), len(ready))
+        desired = max(len(pods), len(ready))
     return RevisionView(
-        desired=1 if replicas is None else int(replicas),
+        desired=desired,
         ready=len(ready),
         ready_since=tuple(sorted(_first(since.get(pod), now) for pod in ready.values())),
         restarts=sum(pod.restart_count for pod in pods),

@@ -67,12 +67,14 @@ LABELS: dict[str, Object | None] = {
 }
 
 
+@pytest.mark.parametrize("uid", ["uid-fraud", "uid-before"], ids=["", "and it is of before a restore"])
 @pytest.mark.parametrize("left", LABELS.values(), ids=LABELS)
-async def test_what_lost_our_label_gets_it_back_and_is_looked_at_anew(left: Object | None) -> None:
+async def test_what_lost_our_label_gets_it_back_and_is_looked_at_anew(left: Object | None, uid: str) -> None:
     """A watch by label took it for deleted: nothing else is written, for nothing else of it is known."""
     cluster = FakeCluster()
     there = service(sessionAffinity="ClientIP")
     there["metadata"]["labels"] = left
+    there["metadata"]["ownerReferences"][0]["uid"] = uid
     before = await cluster.create(there)
     with pytest.raises(Conflict, match="its labels are put back") as raised:
         await execute(cluster, [Create(service(), "test")])
