@@ -254,11 +254,23 @@ def when_the_baseline_has_no_ready_pod_the_candidate_serves(world: World) -> Non
     rollout.set_ready(old, False)
     rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 100, "all weight on the candidate")
     rollout.wait_event("StableUnavailable")
-    rollout.wait(lambda obj: obj["status"]["candidate"]["desired"] == 2, "full size of the candidate")
+    new = rollout.wait(lambda obj: obj["status"]["candidate"]["desired"] == 2, "full size of the candidate")
+    wait_for_callers(rollout, new["status"]["candidate"]["revision"])
     rollout.set_ready(old, True)
     rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 20, "the weight of the step again")
+    wait_for_callers(rollout, old)
     rollout.ask("abort", rollout.status()["candidate"]["revision"])
     rollout.wait_phase("RolledBack")
+
+
+def wait_for_callers(rollout: Rollout, revision: str) -> None:
+    """The Service for callers inside of the cluster goes to a revision."""
+    path = path_of("v1", "services", rollout.namespace, rollout.name)
+    wait_until(
+        lambda: rollout.client.get(path)["spec"]["selector"].get("modelrollout.dev/revision") == revision,
+        timeout=30,
+        what=f"callers to go to {revision}",
+    )
 
 
 # Other writers
@@ -330,6 +342,31 @@ def children_that_another_writer_changes_or_deletes_are_put_right(world: World) 
     wait_until(lambda: selects(name) is not None, timeout=30, what="the Service")
     rollout.client.delete(path_of(*ROUTES, namespace, "fraud"))
     wait_until(lambda: weights_or_none(rollout) == {name: 100}, timeout=30, what="the route")
+
+
+@story
+def children_whose_label_is_taken_off_get_it_back_and_no_traffic_moves(world: World) -> None:
+    """The control plane takes the label off the EndpointSlices of the Service too, and puts it back there."""
+    rollout = world.rollout()
+    old = rollout.deploy("1")
+    rollout.apply("2", strategy=LONG)
+    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    label = "modelrollout.dev/rollout"
+    services = path_of("v1", "services", rollout.namespace)
+    taken_off = (
+        f"{services}/{rollout.child(old)}",
+        f"{services}/fraud",
+        path_of("apps/v1", "deployments", rollout.namespace, rollout.child(old)),
+        path_of("apps/v1", "controllerrevisions", rollout.namespace, rollout.child(new)),
+    )
+    for path in taken_off:
+        rollout.client.patch(path, {"metadata": {"labels": {label: None}}})
+    labels = lambda path: rollout.client.get(path)["metadata"].get("labels") or {}  # noqa: E731
+    wait_until(lambda: all(label in labels(path) for path in taken_off), timeout=30, what="the labels")
+    rollout.ask("promote", new)
+    rollout.wait_phase("Watching")
+    assert "StableUnavailable" not in rollout.reasons()
+    rollout.wait_phase("Healthy")
 
 
 def weights_or_none(rollout: Rollout) -> dict[str, int] | None:

@@ -182,7 +182,10 @@ class Reconciler:
             problem=reading.problem or (memory.trouble if not reading.accepted else "") or None,
             contested_by=memory.contested_by(now),
         )
-        revisions = observe(rollout, children, now)
+        roles = (status.stable, status.candidate, status.previous)
+        # While writes are refused, a Service that is away may stay so.
+        served = [role.revision for role in roles if role and role.ready and not memory.trouble]
+        revisions = observe(rollout, children, now, served=served)
         if memory.trouble:
             # Whatever pods are waited for, this comes first: without the write they do not come.
             revisions = {

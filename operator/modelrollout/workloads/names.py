@@ -7,7 +7,6 @@ else that selects our pods sends traffic past the split, or scales one side of i
 
 from __future__ import annotations
 
-import re
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,12 +17,19 @@ from pydantic import ValidationError
 
 from ..api.conditions import Reason
 from ..api.spec import GatewayAPI, RequestMatch, RouteMatch, Spec, Strategy
-from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, ROUTES, SERVICE, Kind, Object
+from ..cluster.kinds import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    REVISION_LABEL,
+    ROUTES,
+    SERVICE,
+    Kind,
+    Object,
+)
 from ..cluster.store import Key
 from .children import Ownership, Problem, child_name, labels_of, name_in, ownership
 from .revisions import preview_name
-
-_REVISION_NAME = re.compile(r"-[a-z2-7]{10}")
 
 
 def needed_names(rollout: Mapping[str, Any], spec: Spec, revision: str) -> list[tuple[Kind, str]]:
@@ -287,11 +293,13 @@ def selector_overlap(
         selector = (obj.get("spec") or {}).get("selector")
         if ownership(rollout, obj) is Ownership.FOREIGN and selector and _selects(selector, pod_labels):
             return _overlap(f"Service {name_in(obj)}", selector, "requests go past the split", source)
-    selectors = {
-        name_in(obj): (obj["spec"].get("selector") or {}).get("matchLabels") or {}
-        for obj in workloads
-        if ownership(rollout, obj) is Ownership.FOREIGN
-    }
+    selectors: dict[str, Mapping[str, str]] = {}
+    ours = {child_name(rollout, str(pod_labels.get(REVISION_LABEL)))}
+    for obj in workloads:
+        if ownership(rollout, obj) is Ownership.FOREIGN:
+            selectors[name_in(obj)] = (obj["spec"].get("selector") or {}).get("matchLabels") or {}
+        else:
+            ours.add(name_in(obj))
     for obj in autoscalers:
         target = (obj.get("spec") or {}).get("scaleTargetRef") or {}
         if target.get("kind") != DEPLOYMENT.kind:
@@ -299,18 +307,13 @@ def selector_overlap(
         selector = selectors.get(str(target.get("name")))
         if selector and _selects(selector, pod_labels):
             return _overlap(f"HorizontalPodAutoscaler {name_in(obj)}", selector, "it counts our pods", source)
-        if selector is None and _is_ours(rollout, str(target.get("name"))):
+        if selector is None and target.get("name") in ours:
             return Problem(
                 Reason.SELECTOR_OVERLAP,
                 f"HorizontalPodAutoscaler {name_in(obj)} scales Deployment {target['name']}, whose size is the "
                 f"operator's: let it scale ModelRollout {name_in(rollout)}",
             )
     return None
-
-
-def _is_ours(rollout: Mapping[str, Any], name: str) -> bool:
-    prefix = name_in(rollout)
-    return name.startswith(prefix) and _REVISION_NAME.fullmatch(name[len(prefix) :]) is not None
 
 
 def _selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

@@ -12,7 +12,16 @@ from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
-from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, REVISION_LABEL, SERVICE, Object
+from modelrollout.cluster.kinds import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    MODEL_ROLLOUT,
+    REVISION_LABEL,
+    ROLLOUT_LABEL,
+    SERVICE,
+    Kind,
+    Object,
+)
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller.memory import UnreadableStatus
@@ -459,6 +468,86 @@ async def test_a_service_name_that_is_taken_is_told_and_nothing_else_suffers() -
     before = world.writes()
     await world.run(1200)
     assert world.writes() == before, "it does not go to and fro"
+
+
+async def test_calls_inside_of_the_cluster_go_to_whom_is_ready() -> None:
+    """S1, whatever the router: the Service for callers has no weights, and must not stay on pods that are gone."""
+    world = await deployed()
+    stable, second = world.status["stable"]["revision"], await candidate(world)
+    await world.run(300, until=lambda: world.weights.get(second) == 10)
+
+    def pinned() -> str:
+        root = world.look(SERVICE, NAME)
+        assert root is not None
+        return str(root["spec"]["selector"][REVISION_LABEL])
+
+    assert pinned() == stable
+    world.nodes.unready.add(stable)
+    await world.run(10)
+    assert (world.weights, pinned()) == ({second: 100}, second)
+    world.nodes.unready.clear()
+    await world.run(10)
+    assert pinned() == stable
+
+
+def take_label(world: World, kind: Kind, name: str) -> None:
+    obj = world.look(kind, name)
+    assert obj is not None
+    del obj["metadata"]["labels"][ROLLOUT_LABEL]
+    world.cluster.seed(obj)
+
+
+UNLABELLED: dict[str, tuple[Kind, str]] = {
+    "record": (CONTROLLER_REVISION, f"{NAME}-{{}}"),
+    "Deployment": (DEPLOYMENT, f"{NAME}-{{}}"),
+    "Service": (SERVICE, f"{NAME}-{{}}"),
+    "Service for callers": (SERVICE, NAME),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), UNLABELLED.values(), ids=UNLABELLED)
+async def test_a_child_that_lost_our_label_gets_it_back(kind: Kind, name: str) -> None:
+    world = await deployed()
+    name = name.format(world.status["stable"]["revision"])
+    take_label(world, kind, name)
+    await world.run(10)
+    obj = world.look(kind, name)
+    assert obj is not None
+    assert obj["metadata"]["labels"][ROLLOUT_LABEL] == NAME
+    assert len(world.failures) == 1, world.failures
+    assert await candidate(world)
+    await world.run(60, until=lambda: world.status["weights"]["candidate"] == 10)
+    assert world.status["weights"]["candidate"] == 10
+
+
+async def test_a_service_that_lost_our_label_moves_no_traffic() -> None:
+    """The control plane takes the label off its EndpointSlices too, so nothing is known of who is ready behind it."""
+    world = await deployed()
+    stable, second = world.status["stable"]["revision"], await candidate(world)
+    await world.run(300, until=lambda: world.weights.get(second) == 10)
+    take_label(world, SERVICE, f"{NAME}-{stable}")
+    before = len(world.cluster.events)
+    await world.run(60)
+    assert world.weights == {stable: 90, second: 10}
+    assert world.reasons()[before:] == []
+
+
+async def test_a_service_that_is_gone_for_good_takes_no_traffic() -> None:
+    """S1: its pods are ready, and nobody reaches them."""
+    world = await deployed()
+    stable, second = world.status["stable"]["revision"], await candidate(world)
+    await world.run(300, until=lambda: world.weights.get(second) == 10)
+    world.cluster.erase(SERVICE, NAMESPACE, f"{NAME}-{stable}")
+    world.cluster.seed(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": f"{NAME}-{stable}", "namespace": NAMESPACE},
+            "spec": {"ports": [{"port": 80}]},
+        }
+    )
+    await world.run(60)
+    assert world.weights == {second: 100}
 
 
 async def test_a_child_that_can_not_be_written_does_not_keep_traffic_where_it_is() -> None:

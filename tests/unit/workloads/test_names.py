@@ -21,7 +21,10 @@ from modelrollout.workloads import (
 from tests.unit.workloads.manifests import PLAIN, Object, manifest, spec_of
 
 ROLLOUT = manifest()
-LABELS = template_labels(PLAIN) | {"modelrollout.dev/rollout": "fraud"}
+LABELS = template_labels(PLAIN) | {
+    "modelrollout.dev/rollout": "fraud",
+    "modelrollout.dev/revision": "zzzzzzzzzz",
+}
 
 
 def rollout(
@@ -421,8 +424,19 @@ OVERLAPS: dict[str, tuple[Any, str | None]] = {
         None,
     ),
     "an autoscaler of a revision": (
-        {"autoscalers": [scaler("Deployment", "fraud-abcdefghij")]},
+        {
+            "autoscalers": [scaler("Deployment", "fraud-abcdefghij")],
+            "workloads": [{"metadata": {"name": "fraud-abcdefghij", **OURS}}],
+        },
         "HorizontalPodAutoscaler hpa scales Deployment fraud-abcdefghij, whose size is the operator's",
+    ),
+    "an autoscaler of the revision that is to come": (
+        {"autoscalers": [scaler("Deployment", "fraud-zzzzzzzzzz")]},
+        "HorizontalPodAutoscaler hpa scales Deployment fraud-zzzzzzzzzz, whose size is the operator's",
+    ),
+    "an autoscaler of a Deployment that is to come and is called like a revision": (
+        {"autoscalers": [scaler("Deployment", "fraud-production")]},
+        None,
     ),
     "an autoscaler of the ModelRollout": ({"autoscalers": [scaler("ModelRollout", "fraud")]}, None),
 }
