@@ -19,7 +19,7 @@ from ..api.spec import Spec
 from ..api.status import Status
 from ..api.validate import parse
 from ..cluster.actions import Action, Apply, Done, JsonPatch, NameTaken, execute
-from ..cluster.errors import ClusterError, Forbidden, Invalid, NotFound
+from ..cluster.errors import ClusterError, Conflict, Forbidden, Invalid, NotFound
 from ..cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, ROUTES, Object
 from ..cluster.port import Cluster
 from ..cluster.store import Key, Ref, Store
@@ -280,28 +280,37 @@ class Reconciler:
             children = self._around.sources.children(key, rollout, (spec,), status)
             self._around.gates.ask(rollout, spec, status, children, memory)
             failed += await self._carry_out(let_go_actions(rollout, spec, self._children(key)), done)
-            if any(isinstance(error, NameTaken) for error in failed):
-                self._around.acceptance.taken(memory)
-            if failed and memory.trouble != failed[0].message:
-                _log.warning("%s/%s: %s", *key, failed[0])
-            if failed:
-                notes.append(Event(EventReason.INVALID, failed[0].message))
+            notes += self._note_failed(key, failed, memory, now)
+            for error in failed:
+                if not _lasts(error):
+                    raise error
             notes += await self._take_over(rollout, spec, status, memory, done)
-            memory.note_refused([error.message for error in failed], now)
         finally:
             for note in notes:
                 await self._post(rollout, note)
 
     async def _carry_out(self, actions: Iterable[Action], done: Callable[[Done], None]) -> list[ClusterError]:
-        """Carry the actions out, and go on past those that the API server refuses: a name that somebody took must not
-        keep traffic where it is. Raises Unavailable and Conflict: then the world has to be looked at anew."""
-        refused: list[ClusterError] = []
+        """Carry the actions out, and go on past those that fail: a name that somebody took, or a webhook that is away,
+        must not keep traffic where it is."""
+        failed: list[ClusterError] = []
         for action in actions:
             try:
                 await execute(self._around.cluster, [action], done=done)
-            except (NameTaken, Invalid, Forbidden) as error:
-                refused.append(error)
-        return refused
+            except ClusterError as error:
+                failed.append(error)
+        return failed
+
+    def _note_failed(self, key: Key, failed: list[ClusterError], memory: Memory, now: float) -> list[Event]:
+        """Keep what is to be told of writes that failed, what lasts first; the event for it."""
+        lasting = [error for error in failed if _lasts(error)]
+        if any(isinstance(error, NameTaken) for error in lasting):
+            self._around.acceptance.taken(memory)
+        if lasting and memory.trouble != lasting[0].message:
+            _log.warning("%s/%s: %s", *key, lasting[0])
+        # A Conflict is news of the world, and no trouble.
+        away = [error for error in failed if not isinstance(error, Conflict) and error not in lasting]
+        memory.note_refused([error.message for error in (*lasting, *away)], now)
+        return [Event(EventReason.INVALID, lasting[0].message)] if lasting else []
 
     async def _take_over(
         self, rollout: Object, spec: Spec, status: Status, memory: Memory, done: Callable[[Done], None]
@@ -359,6 +368,11 @@ class Reconciler:
                 low=metric.low,
                 high=metric.high,
             )
+
+
+def _lasts(error: ClusterError) -> bool:
+    """Whether the same write would be refused again; after any other error the world has to be looked at anew."""
+    return isinstance(error, NameTaken | Invalid | Forbidden)
 
 
 def read_status(rollout: Mapping[str, Any]) -> Status:

@@ -11,8 +11,15 @@ import pytest
 from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
-from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
-from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, REVISION_LABEL, SERVICE, Object
+from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Unavailable
+from modelrollout.cluster.kinds import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    MODEL_ROLLOUT,
+    REVISION_LABEL,
+    SERVICE,
+    Object,
+)
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller.memory import UnreadableStatus
@@ -472,6 +479,48 @@ async def test_a_child_that_can_not_be_written_does_not_keep_traffic_where_it_is
     world.errors[revision] = 0.5
     await world.run(600, until=lambda: world.weights.get(revision, 0) == 0)
     assert world.weights.get(revision, 0) == 0, world.status
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Unavailable('failed calling webhook "x": connection refused', status=500), "Deployment"),
+        (Unavailable("no answer within 30 s"), "ControllerRevision"),
+        (Conflict("it is there already, and ours", status=409), "Service"),
+    ],
+    ids=["a webhook is away", "no answer", "it never is what it was"],
+)
+async def test_traffic_leaves_dead_pods_though_a_child_can_not_be_written_now(
+    error: ClusterError, kind: str
+) -> None:
+    """S1: the write is tried again, and the route does not wait for that."""
+    refused: list[str] = []
+
+    async def refuse(write: Write) -> None:
+        if write.kind in refused:
+            raise error
+
+    world = await deployed(hooks=Hooks(before_write=refuse))
+    revision = await candidate(world)
+    await compared(world)
+    stable = world.status["stable"]["revision"]
+    refused.append(kind)
+    if kind == "Service":
+        world.cluster.erase(*world.look_service())
+    if kind == "ControllerRevision":
+        world.cluster.erase(CONTROLLER_REVISION, NAMESPACE, f"{NAME}-{revision}")
+    world.nodes.unready.add(stable)
+    world.nodes.settle()
+    await world.run(60)
+    assert world.weights == {revision: 100}, world.status
+    assert error in world.failures, "it is tried again"
+    told = error.message in world.status["message"]
+    assert told == isinstance(error, Unavailable), "what is away is told, what has moved on is not"
+    refused.clear()
+    world.nodes.unready.clear()
+    world.nodes.settle()
+    await world.run(1200, until=lambda: world.weights.get(stable, 0) > 0)
+    assert world.weights.get(stable, 0) > 0
 
 
 async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
