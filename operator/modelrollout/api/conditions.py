@@ -75,6 +75,10 @@ class Reason(_Documented):
         "NotSupported",
         "The router, or what is installed in the cluster, can't do what the spec asks for.",
     )
+    NOT_CHECKED = (
+        "NotChecked",
+        "The API server can't say now whether the spec can be acted on; it is asked again.",
+    )
 
     # Ready, Reconciling, Stalled: what goes on
     PENDING = "Pending", "The first revision is being deployed."

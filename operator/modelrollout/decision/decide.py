@@ -122,7 +122,7 @@ def _accepted_spec(wish: Wish, status: Status) -> tuple[Spec | None, tuple[Reaso
 
 
 def _refusal_event(round: Round) -> Round:
-    if round.refusal is None:
+    if round.unchecked or round.refusal is None:
         return round
     reason, why = round.refusal
     known = {c.message for c in round.status.conditions if c.type == "Accepted" and c.status == "False"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from modelrollout.cluster.kinds import (
 )
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
+from modelrollout.controller.gates import GateRights
 from modelrollout.controller.memory import UnreadableStatus
 from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed, manifest
 
@@ -563,6 +565,95 @@ async def test_a_metric_that_is_edited_out_is_shown_no_more() -> None:
     await world.run(30)
     assert 'metric="again"' not in world.exposition()
     assert 'metric="errors"' in world.exposition()
+
+
+# Nobody can say whether a spec is acceptable
+
+
+def silence(world: World, verb: str, kind: str) -> list[float]:
+    """Have the API server give no answer to a request that writes nothing; the times at which it was asked."""
+    asked: list[float] = []
+    real = getattr(world.cluster, verb)
+
+    async def away(subject: Any, *given: Any, **more: Any) -> Any:
+        found = subject["kind"] if verb == "apply" else subject.kind
+        if found != kind or (verb == "apply" and not more.get("dry_run")):
+            return await real(subject, *given, **more)
+        asked.append(world.now)
+        raise Unavailable(f'{verb} {kind}: failed calling webhook "x": connection refused', status=500)
+
+    setattr(world.cluster, verb, away)
+    return asked
+
+
+GATED = {
+    "gates": {
+        "start": [
+            {"name": "smoke", "job": {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}}
+        ]
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "spec"),
+    [
+        ("apply", "Deployment", {}),
+        ("get", "Deployment", {}),
+        ("list", "Service", {}),
+        ("apply", "Job", GATED),
+    ],
+    ids=[
+        "the dry run of the template",
+        "who has the name",
+        "who selects its pods",
+        "the dry run of a gate's Job",
+    ],
+)
+async def test_what_is_proven_harmful_goes_back_though_a_later_spec_can_not_be_checked(
+    verb: str, kind: str, spec: Object
+) -> None:
+    """Often it is just the one that mends it."""
+    world = await deployed()
+    world.rights = GateRights(jobs=True)
+    world.start()
+    revision = await candidate(world)
+    await compared(world)
+    asked = silence(world, verb, kind)
+    world.errors[revision] = 0.5
+    world.apply("3", **spec)
+    await world.run(30)
+    told = {type: world.condition(type) for type in ("Accepted", "Ready", "Reconciling")}
+    assert [(c["status"], c["reason"]) for c in told.values()] == [
+        ("Unknown", "NotChecked"),
+        ("Unknown", "NotChecked"),
+        ("True", "NotChecked"),
+    ]
+    assert "failed calling webhook" in world.status["message"]
+    await world.run(1800, until=lambda: world.phase == "RolledBack")
+    assert world.phase == "RolledBack", world.status
+    assert world.status["rejected"]["revision"] == revision
+    assert not world.condition("Stalled"), "it is asked again"
+    assert "Invalid" not in world.reasons(), "nothing is wrong with the spec"
+    await world.run(600)
+    assert world.phase == "RolledBack", "nothing moves forward"
+    assert min(later - earlier for earlier, later in pairwise(asked)) >= 15.0
+    assert not world.failures
+    delattr(world.cluster, verb)
+    await world.run(60, until=lambda: "candidate" in world.status)
+    assert world.status["candidate"]["revision"] != revision, "the later one is tried"
+    assert world.condition("Accepted")["status"] == "True"
+
+
+async def test_a_first_spec_that_can_not_be_checked_is_tried_again_and_not_called_invalid() -> None:
+    world = World()
+    silence(world, "apply", "Deployment")
+    world.apply()
+    await world.run(60)
+    assert world.status == {}
+    delattr(world.cluster, "apply")
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    assert world.phase == "Healthy"
 
 
 # Deletion
