@@ -246,7 +246,7 @@ class Reconciler:
 
     async def _tell(self, rollout: Object, *, before: Status, decision: Decision) -> None:
         """Events and counters of what was committed."""
-        self._count_outcome(before, decision)
+        self._count_outcomes(before, decision)
         for event in decision.events:
             await self._post(rollout, event)
 
@@ -334,10 +334,11 @@ class Reconciler:
             rollout, type=event.reason.type, reason=event.reason.value, note=event.message
         )
 
-    def _count_outcome(self, before: Status, decision: Decision) -> None:
-        known = {entry.attempt for entry in before.history if entry.ended_at is not None}
-        for entry in decision.status.history[:1]:
-            if entry.ended_at is None or entry.outcome is None or entry.attempt in known:
+    def _count_outcomes(self, before: Status, decision: Decision) -> None:
+        # An attempt ends once more when it goes back after its promotion; and the next one may begin in the same commit.
+        known = {(entry.attempt, entry.ended_at) for entry in before.history}
+        for entry in decision.status.history:
+            if entry.ended_at is None or entry.outcome is None or (entry.attempt, entry.ended_at) in known:
                 continue
             seconds = entry.ended_at - entry.started_at if entry.started_at else None
             self._around.metrics.count_outcome(

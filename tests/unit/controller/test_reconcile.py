@@ -656,6 +656,78 @@ async def test_a_first_spec_that_can_not_be_checked_is_tried_again_and_not_calle
     assert world.phase == "Healthy"
 
 
+# What is counted
+
+
+def outcomes(world: World) -> list[str]:
+    """Of the attempts after the first deployment, in the words of their series; one for each time that it was counted."""
+    series = [
+        line for line in world.exposition().splitlines() if line.startswith("modelrollout_outcomes_total{")
+    ]
+    found = [line.removeprefix("modelrollout_outcomes_total{outcome=").rpartition(" ") for line in series]
+    return sorted(
+        labels for labels, _, count in found for _ in range(int(float(count))) if "FirstDep" not in labels
+    )
+
+
+async def harm_in_the_watch(world: World) -> None:
+    revision = await candidate(world)
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    world.errors[revision] = 0.5
+    await world.run(1800, until=lambda: world.phase == "RolledBack")
+
+
+async def a_git_revert_in_the_watch(world: World) -> None:
+    await candidate(world)
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    world.apply("1")
+    await world.run(1800, until=lambda: world.phase == "Healthy")
+
+
+async def a_third_revision(world: World) -> None:
+    """The end of one attempt and the beginning of the next one are one commit."""
+    await candidate(world)
+    await compared(world)
+    world.apply("3")
+    await world.run(120, until=lambda: world.status["attempt"] == 3)
+
+
+async def harm(world: World) -> None:
+    world.errors[await candidate(world)] = 0.5
+    await world.run(1800, until=lambda: world.phase == "RolledBack")
+
+
+@pytest.mark.parametrize(
+    ("happens", "counted"),
+    [
+        (harm, ['"RolledBack",reason="HarmProven",unproven="false"}']),
+        (
+            harm_in_the_watch,
+            [
+                '"Promoted",reason="ProvenHarmless",unproven="false"}',
+                '"RolledBackAfterPromotion",reason="HarmProven",unproven="false"}',
+            ],
+        ),
+        (
+            a_git_revert_in_the_watch,
+            [
+                '"Promoted",reason="ProvenHarmless",unproven="false"}',
+                '"Reverted",reason="Reverted",unproven="false"}',
+            ],
+        ),
+        (a_third_revision, ['"Superseded",reason="Superseded",unproven="false"}']),
+    ],
+    ids=["harm", "harm after the promotion", "a revert after the promotion", "a third revision"],
+)
+async def test_each_end_of_an_attempt_is_counted_once(
+    happens: Callable[[World], Any], counted: list[str]
+) -> None:
+    world = await deployed()
+    await happens(world)
+    await world.run(300)
+    assert outcomes(world) == counted
+
+
 # Deletion
 
 
