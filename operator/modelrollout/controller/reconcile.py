@@ -65,6 +65,7 @@ class Reconciler:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._memories = Memories()
+        self._dropped: set[str] = set()  # fields of the status that the installed CRD does not have
 
     def close(self) -> None:
         """End all that is under way in the background."""
@@ -237,12 +238,27 @@ class Reconciler:
         except Exception:
             memory.reload()
             raise
+        memory.state, memory.committed_at = decision.state, now
+        if written["metadata"]["resourceVersion"] == metadata["resourceVersion"]:
+            self._note_dropped(wire, written)
+            return rollout
         self._around.store.wrote(written)
         if decision.status.accepted != before.accepted:
             # What it no longer steers another one may be waiting for; the watch's echo of this write is no news.
             self._around.acceptance.rollout_changed(Key(metadata["namespace"], metadata["name"]))
-        memory.state, memory.committed_at = decision.state, now
         return written
+
+    def _note_dropped(self, wire: Mapping[str, Any], written: Object) -> None:
+        """Say once that a write came to nothing: the API server drops fields that its definition of the kind does not have."""
+        kept = written.get("status") or {}
+        dropped = sorted(name for name, value in wire.items() if kept.get(name) != value)
+        if dropped and not self._dropped.issuperset(dropped):
+            self._dropped.update(dropped)
+            _log.error(
+                "the API server does not keep status.%s of a ModelRollout: apply the CustomResourceDefinition that belongs to this "
+                "version of the operator, Helm does not upgrade it",
+                ", status.".join(dropped),
+            )
 
     async def _tell(self, rollout: Object, *, before: Status, decision: Decision) -> None:
         """Events and counters of what was committed."""

@@ -206,6 +206,18 @@ async def an_unreadable_evidence(world: World) -> None:
     world.start()
 
 
+async def an_older_definition_of_the_kind(world: World) -> None:
+    """Helm never upgrades a CRD: the API server drops what it does not know, and says so to nobody."""
+    real = world.cluster.replace_status
+
+    async def prune(obj: Object) -> Object:
+        status = {name: value for name, value in obj["status"].items() if name != "selector"}
+        return await real(obj | {"status": status})
+
+    world.cluster.replace_status = prune  # type: ignore[method-assign]
+    await candidate(world)
+
+
 SITUATIONS = [
     a_contested_route,
     a_contested_route_in_a_rollout,
@@ -218,6 +230,7 @@ SITUATIONS = [
     a_lost_status,
     a_pause,
     an_unreadable_evidence,
+    an_older_definition_of_the_kind,
 ]
 
 
@@ -231,6 +244,19 @@ async def test_no_situation_makes_the_loop_spin(situation: Callable[[World], Any
     for when in world.rounds[began:]:
         per_minute[int((when - world.rounds[began]) // 60)] += 1
     assert max(per_minute) <= 20, per_minute
+
+
+async def test_a_status_field_that_is_not_kept_is_told_once_and_the_rollout_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = await deployed()
+    await an_older_definition_of_the_kind(world)
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching"
+    told = [record.getMessage() for record in caplog.records if "does not keep" in record.getMessage()]
+    assert len(told) == 1
+    assert "status.selector of a ModelRollout" in told[0]
+    assert world.reasons().count("RolloutStarted") == 2, "one for each attempt"
 
 
 async def test_a_prometheus_that_hangs_is_an_outage_and_not_a_reason_to_go_on() -> None:
