@@ -17,6 +17,10 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
+LONGEST_PAUSE = 30.0
+"""Seconds between two tries at most, before jitter. What made a round fail may be over at any time and wakes nobody, and a
+candidate may have traffic."""
+
 
 class QueueShutDown(Exception):
     """There will be no more keys."""
@@ -30,7 +34,7 @@ class WorkQueue(Generic[K]):
     """
 
     def __init__(
-        self, *, base: float = 1.0, cap: float = 300.0, jitter: Callable[[], float] = random.random
+        self, *, base: float = 1.0, cap: float = LONGEST_PAUSE, jitter: Callable[[], float] = random.random
     ) -> None:
         self._base = base
         self._cap = cap

@@ -29,6 +29,7 @@ from modelrollout.cluster.kinds import (
     kind_of,
 )
 from modelrollout.cluster.port import Hooks
+from modelrollout.cluster.queue import LONGEST_PAUSE
 from modelrollout.cluster.references import References
 from modelrollout.cluster.store import Key, Store
 from modelrollout.controller.acceptance import Acceptance
@@ -255,7 +256,7 @@ class World:
         except (ClusterError, ValueError) as error:
             self.failures.append(error)
             self.failed += 1
-            self.due = self.now + min(300.0, 2.0 ** (self.failed - 1))
+            self.due = self.now + min(LONGEST_PAUSE, 2.0 ** (self.failed - 1))
             return
         finally:
             await self._end_look()
