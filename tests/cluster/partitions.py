@@ -70,11 +70,11 @@ def assemble(world: World, namespace: str) -> Cast:
     for rollout in cast.all:
         rollout.wait_phase("Healthy")
     cast.watched.apply("2", strategy=QUICK, watch={"duration": "160s", "holdback": 10})
-    for rollout in (cast.over, cast.harmed, cast.stopped):
-        rollout.apply("2", strategy=SHORT)
-    cast.broken.apply("2", strategy=SHORT, analysis={"mode": "Off"})
     cast.watched.wait_phase("Watching")
     cast.steady.apply("2", strategy=LONG)
+    cast.broken.apply("2", strategy=SHORT, analysis={"mode": "Off"})
+    for rollout in (cast.over, cast.harmed, cast.stopped):
+        rollout.apply("2", strategy=SHORT)
     for rollout in (cast.over, cast.harmed, cast.stopped, cast.broken, cast.steady):
         rollout.wait_step("1/2")
     return cast
