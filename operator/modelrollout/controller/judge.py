@@ -37,7 +37,7 @@ from ..telemetry.servers import Server, ServerSettings
 from ..telemetry.sides import Pod, Side, Sides
 from ..workloads import Children, Problem
 from ..workloads.children import child_name
-from .alarm import grow_alarms, raised
+from .alarm import Alarm, grow_alarms, raised
 from .memory import Answer, Look, Memory
 from .record import COMPARED, read_evidence
 
@@ -197,13 +197,16 @@ class Judge:
         polls = found.polls
         if _emergency(case) or _only_previewed(case):
             polls = tuple(Poll(poll.start, poll.end, {}) for poll in polls)
-        if _unopposed(case.status):
-            # However long the watch is held without being asked for, it lasts twice its duration at most.
-            horizon = math.ceil(2 * case.spec.watch.duration / case.pace.interval)
-            memory.alarms = grow_alarms(memory.alarms, case.plan, state, polls, horizon=horizon)
-        state = consume(case.plan, state, polls)
-        self._watch_split(case, queries, state, polls, memory)
         pause = case.spec.analysis.interval
+        try:
+            memory.alarms, state = _grown(case, state, memory.alarms, polls)
+        except ValueError as error:
+            # Counts that can't be hold the rollout. A round that fails would hold all: traffic of dead pods stays.
+            impossible = f"{Reason.METRICS_UNAVAILABLE}: {error}"
+            memory.judged = _away(memory.judged, case.status, impossible, case.now)
+            memory.next_poll = case.now + pause
+            return state
+        self._watch_split(case, queries, state, polls, memory)
         memory.unaware = case.scope.sides if found.waits else None
         if found.behind:
             memory.next_poll = case.now
@@ -356,6 +359,17 @@ def _unopposed(status: Status) -> bool:
     """Whether a promoted model is watched while nothing of the old one serves."""
     ending = status.watch is not None and status.watch.ending
     return status.phase == Phase.WATCHING and status.weights.previous == 0 and not ending
+
+
+def _grown(
+    case: _Case, state: State, alarms: dict[str, Alarm], polls: tuple[Poll, ...]
+) -> tuple[dict[str, Alarm], State]:
+    """Alarms and evidence with polls. Raises ValueError for counts that can't be."""
+    if _unopposed(case.status):
+        # However long the watch is held without being asked for, it lasts twice its duration at most.
+        horizon = math.ceil(2 * case.spec.watch.duration / case.pace.interval)
+        alarms = grow_alarms(alarms, case.plan, state, polls, horizon=horizon)
+    return alarms, consume(case.plan, state, polls)
 
 
 async def _look(case: _Case, state: State) -> Answer:

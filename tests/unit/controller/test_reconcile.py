@@ -15,6 +15,7 @@ from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
 from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, REVISION_LABEL, SERVICE, Object
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
+from modelrollout.controller import judge
 from modelrollout.controller.memory import UnreadableStatus
 from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed, manifest
 
@@ -396,6 +397,29 @@ async def test_breaches_of_a_guardrail_are_counted_over_restarts() -> None:
         world.start()
     await world.run(15)
     assert world.status["history"][0]["reason"] == "GuardrailBreached"
+
+
+async def test_counts_that_can_not_be_hold_the_rollout_and_no_round_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await deployed()
+    revision = await candidate(world)
+    await compared(world)
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("metric errors: counts must be finite and not negative")
+
+    monkeypatch.setattr(judge, "consume", refuse)
+    await world.run(600)
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("False", "MetricsUnavailable")
+    assert "counts must be finite" in world.status["message"]
+    assert (world.phase, world.status["weights"]["candidate"]) == ("Progressing", 10)
+    world.nodes.unready.add(revision)
+    world.nodes.settle()
+    await world.run(5)
+    assert world.status["weights"]["candidate"] == 0, "S1 holds"
+    assert not world.failures
 
 
 async def test_without_holdback_a_promoted_model_is_held_against_the_past() -> None:
