@@ -222,7 +222,10 @@ class Judge:
     def _note(self, case: _Case, found: Sample, memory: Memory) -> None:
         """Remember what a look said, apart from its polls."""
         before = memory.judged
-        guardrails = tuple(_readings(case.spec, found, memory.breaches))
+        # In a row means one interval after the other: looks that catch up with samples follow each other at once.
+        counts = abs(case.now - memory.counted_at) >= case.pace.interval / 2
+        memory.counted_at = case.now if counts else memory.counted_at
+        guardrails = tuple(_readings(case.spec, found, memory.breaches, counts=counts))
         memory.breaches = {reading.name: reading.breaches for reading in guardrails}
         if found.data in _AWAY:
             before = _away(before, case.status, found.problem, case.now)
@@ -473,7 +476,9 @@ def _only_previewed(case: _Case) -> bool:
     return case.status.plan[step.index].load == 0
 
 
-def _readings(spec: Spec, found: Sample, counted: Mapping[str, int]) -> list[GuardrailReading]:
+def _readings(
+    spec: Spec, found: Sample, counted: Mapping[str, int], *, counts: bool
+) -> list[GuardrailReading]:
     """The guardrails' readings, with breaches in a row; no reading neither breaches nor clears."""
     readings = []
     for metric in spec.analysis.metrics:
@@ -485,7 +490,7 @@ def _readings(spec: Spec, found: Sample, counted: Mapping[str, int]) -> list[Gua
             text for text in (low is not None and f"≥ {low:g}", high is not None and f"≤ {high:g}") if text
         ]
         value, breaches = found.guardrails.get(metric.name), counted.get(metric.name, 0)
-        if value is not None:
+        if value is not None and counts:
             outside = (low is not None and value < low) or (high is not None and value > high)
             breaches = breaches + 1 if outside else 0
         readings.append(

@@ -112,7 +112,8 @@ class Memory:
     weight_since: float = 0.0  # … and since when it is that
     fought: str | None = None  # what was said of a Deployment that somebody scaled up again
     notes: dict[str, str] = field(default_factory=dict)  # by metric: what a person should know of it
-    breaches: dict[str, int] = field(default_factory=dict)  # by guardrail, in a row
+    breaches: dict[str, int] = field(default_factory=dict)  # by guardrail, in a row …
+    counted_at: float = 0.0  # … and when they were counted last
     alarms: dict[str, Alarm] = field(default_factory=dict)  # by metric: the watch without holdback
     unreadable: str = ""  # why the committed evidence can't be read; it is then kept as it stands
     trouble: str = ""  # why a child could not be written in the last round
@@ -132,7 +133,7 @@ class Memory:
         self.next_poll, self.unaware, self.split, self.weight = 0.0, None, Split(), 0
         self.notes.clear()
         self.first_ready, self.flapped = {}, {}
-        self.breaches, self.alarms, self.unreadable = {}, {}, ""
+        self.breaches, self.counted_at, self.alarms, self.unreadable = {}, 0.0, {}, ""
         self.end_look()
 
     def reload(self) -> None:
@@ -143,7 +144,7 @@ class Memory:
         """
         self.state, self.next_poll, self.split, self.unreadable = None, 0.0, Split(), ""
         self.unaware = None
-        self.breaches, self.alarms = {}, {}
+        self.breaches, self.counted_at, self.alarms = {}, 0.0, {}
 
     def end_look(self) -> None:
         """Nobody waits for the answer any more."""

@@ -399,6 +399,25 @@ async def test_breaches_of_a_guardrail_are_counted_over_restarts() -> None:
     assert world.status["history"][0]["reason"] == "GuardrailBreached"
 
 
+@pytest.mark.parametrize("away", [60, 3 * 3600], ids=["a minute", "three hours"])
+async def test_what_a_guardrail_says_at_one_time_is_one_reading(away: int) -> None:
+    """After a long absence several looks follow each other at once, to catch up with the samples."""
+    world = await deployed()
+    world.prometheus.can("memory_bytes", 5)
+    steps = {"canary": {"steps": [{"weight": 50, "duration": "20h"}]}}
+    world.apply("2", strategy=steps, analysis={"metrics": [ERRORS, GUARDRAIL], "deadline": "40h"})
+    await compared(world)
+    for _ in range(away):
+        world._serve(world.now + 1)
+        world.now += 1
+    world.prometheus.can("memory_bytes", 11)
+    world.start()
+    await world.run(25)
+    assert world.phase == "Progressing"
+    await world.run(15)
+    assert world.status["history"][0]["reason"] == "GuardrailBreached"
+
+
 async def test_counts_that_can_not_be_hold_the_rollout_and_no_round_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
