@@ -78,6 +78,13 @@ class _Case:
         """Share of the requests that the candidate answers, copies included, in percent; at least 1 of chosen ones."""
         return min(100, self.weight + self.mirror) or min(1, self.matched)
 
+    @property
+    def idle(self) -> bool:
+        """Whether a guardrail may have nothing to say because the candidate gets no requests. Whoever was parked because one
+        had nothing to say under requests is tried again after as long a time: at 0 % nobody can know whether it would."""
+        since = self.status.outage_since if self.status.parked else None
+        return self.load == 0 and (since is None or self.now >= since + 2 * self.spec.analysis.outage)
+
     def compared(self, state: State) -> int:
         """Share of the candidate's requests among all that are compared, in percent; of chosen ones as it was observed."""
         if not self.matched:
@@ -377,8 +384,9 @@ def _grown(
 
 async def _look(case: _Case, state: State) -> Answer:
     """One look; the first one of an attempt also reads the baseline's past."""
+    asked = case.queries(state)
     found = await sample(
-        case.server, case.queries(state), case.scope, case.pace, since=state.consumed, now=case.now
+        case.server, asked, case.scope, case.pace, since=state.consumed, now=case.now, idle=case.idle
     )
     if state.consumed is not None:
         return Answer(found, None)

@@ -16,7 +16,7 @@ from ..decision.types import Data
 from ..evidence.poll import MetricPoll, Poll
 from .increments import Counters, Measured, bucket_bound, measure, reach
 from .queries import GuardrailQuery, MetricQuery, Queries
-from .samples import BAD_ANSWER, REFUSED, QueryError, RawSeries
+from .samples import BAD_ANSWER, NO_RESULT, NOT_A_NUMBER, REFUSED, QueryError, RawSeries
 from .selectors import Matcher, SelectorError, SeriesSelector, fence_query
 from .servers import Server
 from .sides import SideName, Sides
@@ -27,6 +27,7 @@ SCRAPES_TOO_RARE = "ScrapesTooRare"
 MAX_POLLS = 240  # in one look; a longer outage is caught up with in several
 FIRST_SPAN = 300.0  # seconds; the first look also finds out how far apart samples really are
 PAST = 3600.0  # seconds of the baseline's past that latency bounds are chosen from
+WITHOUT_REQUESTS = (NO_RESULT, NOT_A_NUMBER)  # what a query over requests comes to where there are none
 _UP_NAME = "up"
 _UP = SeriesSelector(_UP_NAME, ())
 _DISCOVERY = 10.0  # from readiness to the first scrape Prometheus also has to find the pod
@@ -83,9 +84,17 @@ def next_poll(since: float | None, pace: Pace, now: float) -> float:
 
 
 async def sample(
-    server: Server, queries: Queries, scope: Scope, pace: Pace, *, since: float | None, now: float
+    server: Server,
+    queries: Queries,
+    scope: Scope,
+    pace: Pace,
+    *,
+    since: float | None,
+    now: float,
+    idle: bool = False,
 ) -> Sample:
-    """Look once. `since` is the last consumed cut; None begins an attempt: it only sets the cut.
+    """Look once. `since` is the last consumed cut; None begins an attempt: it only sets the cut. `idle`: the candidate gets no
+    requests, so that a guardrail may well have nothing to say of it.
 
     Never raises for what Prometheus does; see `Sample.data`. Data.NONE: no poll is complete yet.
     """
@@ -112,6 +121,7 @@ async def sample(
         cuts,
         now=now,
         behind=behind,
+        idle=idle,
         pod_label=server.settings.pod_label,
         up=up,
         counters=counters,
@@ -301,6 +311,7 @@ class _Found:
     cuts: tuple[float, ...]
     now: float
     behind: bool
+    idle: bool
     pod_label: str
     up: tuple[RawSeries, ...]
     counters: Mapping[str, Counters]
@@ -323,8 +334,9 @@ class _Found:
         polls = tuple(self._polls(measured, partial=bool(unscraped)))[:taken]
         data, problem = Data.OK, ""
         quiet = self._quiet(polls)
-        if self.log.guardrails:
-            data, problem = Data.UNAVAILABLE, ": ".join(self.log.guardrails[0])
+        lacking = [one for one in self.log.guardrails if not (self.idle and one[0] in WITHOUT_REQUESTS)]
+        if lacking:
+            data, problem = Data.UNAVAILABLE, ": ".join(lacking[0])
         elif unscraped:
             data, problem = Data.NOT_SCRAPED, unscraped
         elif quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -416,6 +417,55 @@ async def test_what_a_guardrail_says_at_one_time_is_one_reading(away: int) -> No
     assert world.phase == "Progressing"
     await world.run(15)
     assert world.status["history"][0]["reason"] == "GuardrailBreached"
+
+
+SLOW = {"name": "p99", "guardrail": {"query": "max(p99_seconds)", "max": "1"}}
+
+
+def answers(world: World, *, without: float | None) -> None:
+    """A number as long as the candidate gets requests; `without` any (None: no series at all)."""
+
+    def value(_: float) -> float | None:
+        candidate = (world.status.get("candidate") or {}).get("revision")
+        return 0.5 if world.weights.get(candidate) else without
+
+    world.prometheus.can("p99_seconds", value)
+
+
+@pytest.mark.parametrize("without", [None, math.nan], ids=["no series", "NaN"])
+async def test_a_guardrail_that_needs_requests_holds_nothing_while_there_are_none(
+    without: float | None,
+) -> None:
+    world = await deployed()
+    answers(world, without=without)
+    world.apply("2", analysis={"metrics": [ERRORS, SLOW], "outage": "5m"})
+    await compared(world)
+    assert world.status["weights"]["candidate"] == 10
+    world.server.away = "connection refused"
+    await world.run(600)
+    assert (world.status["parked"], world.status["weights"]["candidate"]) == (True, 0)
+    world.server.away = None
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching", world.status["message"]
+
+
+async def test_a_guardrail_that_is_away_under_requests_is_tried_again_now_and_then() -> None:
+    """Nobody can know at 0 % whether it would be back."""
+    world = await deployed()
+    world.prometheus.can("p99_seconds", lambda _: None)
+    steps = {"canary": {"steps": [{"weight": 50, "duration": "1h"}]}}
+    world.apply("2", strategy=steps, analysis={"metrics": [ERRORS, SLOW], "outage": "5m"})
+    await world.run(900, until=lambda: world.status["weights"].get("candidate") == 50)
+    for _ in range(3):
+        await world.run(270)
+        assert world.status["weights"]["candidate"] == 50
+        await world.run(60, until=lambda: world.status["parked"])
+        await world.run(270)
+        assert (world.status["weights"]["candidate"], world.status["parked"]) == (0, True)
+        await world.run(60, until=lambda: world.status["weights"].get("candidate") == 50)
+    answers(world, without=None)
+    await world.run(7200, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching", world.status["message"]
 
 
 async def test_counts_that_can_not_be_hold_the_rollout_and_no_round_fails(

@@ -296,6 +296,21 @@ async def test_a_guardrail_without_a_reading_holds_but_the_samples_are_used(
     assert (await sample(server, dry, SCOPE, PACE, since=T0, now=T0 + 30)).data is Data.OK
 
 
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [("nan", ""), ("empty", ""), ("warnings", "PartialAnswer"), ("503", "PrometheusRefused")],
+)
+async def test_a_guardrail_may_have_nothing_to_say_of_a_candidate_without_requests(
+    server: PrometheusServer, fake: FakePrometheus, mode: str, reason: str
+) -> None:
+    fake.can("max (mem", 42.0)
+    fake.fail(mode, match="max (mem")
+    got = await sample(server, queries(ERRORS, MEMORY), SCOPE, PACE, since=T0, now=T0 + 30, idle=True)
+    assert (got.reason, got.guardrails) == (reason, {"memory": None})
+    assert got.data is (Data.UNAVAILABLE if reason else Data.OK)
+    assert got.notes["memory"], "and yet it is told"
+
+
 async def test_candidates_with_other_buckets_can_not_be_compared(
     server: PrometheusServer, fake: FakePrometheus
 ) -> None:
