@@ -118,9 +118,13 @@ def too_late(round: Round) -> Round | None:
     if deadline is None or round.now < deadline:
         return None
     view = round.view(round.status.candidate)
-    short = view.ready < (round.status.candidate.desired if round.status.candidate else 0)
+    desired = round.status.candidate.desired if round.status.candidate else 0
+    short = view.ready < desired
     if not short and round.seen.route.routed_since is not None:
         return None  # all is there, if late: an operator that was away must not roll back what works
+    ours = round.spec.workload.services is None
+    if short and ours and view.desired < desired and not view.waiting:
+        return None  # nobody asked for these pods, nor was refused: the operator or the API server was away
     if short:
         why = f"{pods_summary(round, round.status.candidate)} within progressDeadline"
         return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)

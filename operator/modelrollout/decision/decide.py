@@ -28,7 +28,8 @@ from .types import (
 )
 
 PROLONG = 30.0  # seconds that a revision which answers alone stays at a time
-ACTIVE = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING, Phase.ROLLING_BACK)
+FORWARD = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING)
+ACTIVE = (*FORWARD, Phase.WATCHING, Phase.ROLLING_BACK)
 
 
 def decide(
@@ -331,7 +332,10 @@ def _progress_deadline(round: Round) -> Round:
     # Pods that are exchanged one by one each get their time; the way back has one end, unless it is such an exchange.
     rose = role.desired > old and (phase != Phase.ROLLING_BACK or round.spec.workload.elastic)
     lacking = role.ready == 0 or round.seen.route.routed_since is None
-    if rose or (status.progress_deadline_at is None and lacking):
+    deadline = status.progress_deadline_at
+    # What is past and was not held against the candidate begins anew.
+    excused = deadline is not None and round.now >= deadline and phase in FORWARD
+    if rose or excused or (deadline is None and lacking):
         return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
     return round
 

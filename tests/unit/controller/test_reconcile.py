@@ -18,7 +18,7 @@ from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller import judge
 from modelrollout.controller.memory import UnreadableStatus
-from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed, manifest
+from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, Crash, World, deployed, manifest
 
 GUARDRAIL = {"name": "memory", "guardrail": {"query": "max(memory_bytes)", "max": "10", "failures": 3}}
 
@@ -579,6 +579,42 @@ async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
     await candidate(world)
     await world.run(60)
     assert "exceeded quota" in world.status["message"]
+
+
+@pytest.mark.parametrize("pods", [1, 2], ids=["at the start", "at a larger step"])
+async def test_time_in_which_nobody_asked_for_pods_is_not_the_candidates(pods: int) -> None:
+    """The process dies between the commit and its effect, and no other one comes for longer than progressDeadline."""
+    died: list[str] = []
+
+    async def die(write: Write) -> None:
+        if write.kind == "Deployment" and write.body["spec"]["replicas"] == pods and armed and not died:
+            died.append(write.name)
+            world.now += 660
+            raise Crash
+
+    armed = False
+    world = await deployed(hooks=Hooks(before_write=die))
+    armed = True
+    steps = {"canary": {"steps": [{"weight": 10, "duration": "2m"}, {"weight": 90, "duration": "2m"}]}}
+    world.apply("2", strategy=steps)
+    await world.run(1800, until=lambda: world.phase in ("RolledBack", "Watching"))
+    assert died
+    assert world.phase == "Watching", world.status["message"]
+
+
+async def test_pods_that_the_api_server_refuses_are_not_waited_for_longer_than_others() -> None:
+    refused: list[str] = []
+
+    async def refuse(write: Write) -> None:
+        if write.kind in refused:
+            raise Forbidden("deployments.apps is forbidden: exceeded quota", status=403)
+
+    world = await deployed(hooks=Hooks(before_write=refuse))
+    refused.append("Deployment")
+    await candidate(world)
+    await world.run(700, until=lambda: world.phase == "RolledBack")
+    assert world.status["rejected"]["reason"] == "ProgressDeadlineExceeded"
+    assert "exceeded quota" in world.status["history"][0]["message"]
 
 
 async def test_a_route_that_may_not_be_written_is_told_in_the_message_and_in_the_way_back() -> None:
