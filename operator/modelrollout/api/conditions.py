@@ -133,7 +133,7 @@ class Reason(_Documented):
     REVERTED = "Reverted", "The spec named the old revision again."
     ROLLED_BACK_AFTER_PROMOTION = "RolledBackAfterPromotion", "Harm was proven in the watch."
     FIRST_DEPLOYMENT = "FirstDeployment", "There was nothing to compare with."
-    STABLE_UNAVAILABLE = "StableUnavailable", "The baseline has no ready pod, so what is ready serves."
+    STABLE_UNAVAILABLE = "StableUnavailable", "What is to serve has no ready pod, so what is ready serves."
     WATCH_COMPLETED = "WatchCompleted", "The watch is over; the old revision is gone."
     WATCH_ALARM = "WatchAlarm", "A before-and-after comparison raised an alarm in the watch."
 
@@ -201,7 +201,7 @@ class EventReason(_Documented):
     INCONCLUSIVE = "Inconclusive", "Neither harm nor harmlessness was proven within the deadline."
     METRICS_UNAVAILABLE = "MetricsUnavailable", "Metrics can't be read."
     METRICS_RESTORED = "MetricsRestored", "Metrics can be read again."
-    STABLE_UNAVAILABLE = "StableUnavailable", "The baseline has no ready pod, so what is ready serves."
+    STABLE_UNAVAILABLE = "StableUnavailable", "What is to serve has no ready pod, so what is ready serves."
     TRAFFIC_DRIFT = "TrafficDrift", "The route or a Service was changed by someone else and was put right."
     TRAFFIC_MISMATCH = "TrafficMismatch", "The observed split differs from the route's weights."
     REQUEST_IGNORED = "RequestIgnored", "A request annotation does not apply; the message says why."

@@ -134,6 +134,15 @@ def too_late(round: Round) -> Round | None:
     return go_back(round, Reason.ROUTE_NOT_ACCEPTED, f"the route: {problem}")
 
 
+def dead(round: Round) -> Round | None:
+    """The promoted revision had no ready pod for as long as pods may take, and the way back is there."""
+    deadline, stable = round.status.progress_deadline_at, round.status.stable
+    if deadline is None or round.now < deadline or round.view(stable).ready:
+        return None
+    why = f"{pods_summary(round, stable)} within progressDeadline"
+    return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)
+
+
 def unstable(round: Round) -> Round | None:
     """The candidate's containers restart, or lose readiness, again and again."""
     step, view = round.step, round.view(round.status.candidate)
@@ -572,8 +581,11 @@ def _watch_ending(round: Round) -> bool:
 def _watch_ends(round: Round) -> Round:
     watch = round.status.watch
     assert watch is not None
-    needed_still = round.view(round.status.stable).ready == 0 and round.view(round.status.previous).ready > 0
-    if watch.ending and round.status.weights.previous == 0 and round.routed and not needed_still:
+    lost = round.view(round.status.stable).ready == 0
+    needed_still = lost and round.view(round.status.previous).ready > 0
+    if needed_still or (lost and not watch.ending):
+        return round.wait(Reason.STABLE_UNAVAILABLE, "its end waits for a ready pod of the promoted revision")
+    if watch.ending and round.status.weights.previous == 0 and round.routed:
         return _start_named(settle_watch(round))
     if watch.ending:
         return round.wait(Reason.WATCHING, "taking the last traffic from the previous revision")
@@ -621,6 +633,7 @@ CHAIN: tuple[Link, ...] = (
     Link("5b", C, baseline_never_worked, forward=True),
     # In F and B nothing is taken back: readiness heals it, and the conditions say Stalled meanwhile.
     Link("6", (*C, P), too_late),
+    Link("6", (W,), dead),
     Link("6a", C, unstable),
     Link("7", (*C, P, W), harmful),
     Link("8", (*C, W), promotion_requested, forward=True),

@@ -321,8 +321,10 @@ def _progress_deadline(round: Round) -> Round:
     """The round with the progress deadline set or cleared (link 6 of the chain)."""
     status = round.status
     phase = status.phase
+    if phase == Phase.WATCHING:
+        return _watch_deadline(round)
     role = status.stable if phase in (Phase.PENDING, Phase.ROLLING_BACK) else status.candidate
-    if phase not in (*ACTIVE, Phase.PENDING) or phase == Phase.WATCHING or role is None or role.desired == 0:
+    if phase not in (*ACTIVE, Phase.PENDING) or role is None or role.desired == 0:
         return round if status.progress_deadline_at is None else round.put(progress_deadline_at=None)
     old = size_before(round, role)
     written = status.weights == round.before.weights
@@ -338,6 +340,20 @@ def _progress_deadline(round: Round) -> Round:
     if rose or excused or (deadline is None and lacking):
         return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
     return round
+
+
+def _watch_deadline(round: Round) -> Round:
+    """The round with the time in which a promoted revision without a ready pod has to have one again. It runs while the
+    previous one could serve in its place: where all pods are gone, going back helps nobody."""
+    stable, previous, deadline = round.status.stable, round.status.previous, round.status.progress_deadline_at
+    could = previous is not None and (round.view(previous).ready > 0 or previous.desired == 0)
+    if round.view(stable).ready or not could:
+        return round if deadline is None else round.put(progress_deadline_at=None)
+    return (
+        round
+        if deadline is not None
+        else round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
+    )
 
 
 def _weight_event(round: Round) -> Round:

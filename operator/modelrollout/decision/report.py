@@ -102,7 +102,8 @@ def _phase_message(round: Round) -> str:
             share = f"({status.weights.previous} % on the previous revision)"
             # A before-and-after comparison can't tell a bad model from a bad day; whoever reads this can.
             alarm = f"alarm: {status.watch.alarm} · " if status.watch and status.watch.alarm else ""
-            return f"promoted, watching {share} · {alarm}{waiting or evidence_summary(round)}"
+            pods = f"{pods_summary(round, status.stable)} · " if _nothing_ready(round) else ""
+            return f"promoted, watching {share} · {pods}{alarm}{waiting or evidence_summary(round)}"
         case Phase.ROLLING_BACK if last and last.outcome is Outcome.JUDGED:
             return f"judged, and nothing is taken over: {waiting or last.message or ''}"
         case Phase.ROLLING_BACK:
@@ -187,11 +188,16 @@ def _progress(round: Round) -> Iterator[Wanted]:
     ):
         ready, reason = "Unknown", Reason.PROGRESSING
         why = reason
-    elif status.phase == Phase.HEALTHY and status.stable is not None and status.stable.ready == 0:
-        ready, reason = "False", Reason.STABLE_UNAVAILABLE
+    elif status.phase in (Phase.WATCHING, Phase.HEALTHY) and _nothing_ready(round):
+        ready, reason, why = "False", Reason.STABLE_UNAVAILABLE, Reason.STABLE_UNAVAILABLE
     yield Wanted(ConditionType.READY, ready, reason, message)  # type: ignore[arg-type]
     if status.phase not in (Phase.WATCHING, Phase.HEALTHY) or ready != "True":
         yield Wanted(ConditionType.RECONCILING, "True", why, message)
+
+
+def _nothing_ready(round: Round) -> bool:
+    """Whether what the spec asks for has no ready pod."""
+    return round.status.stable is not None and round.status.stable.ready == 0
 
 
 def _names_another(round: Round) -> bool:

@@ -661,3 +661,65 @@ def test_deciding_again_from_what_was_written_changes_nothing(world: World) -> N
     again = decide(world.wish(), world.status, world.seen(), world.judged, now=world.now, timing=TIMING)
     assert again.status == world.status
     assert not again.events
+
+
+class TestADeadPromotedRevision:
+    """S1 sends everything to the previous revision in the watch; that is no rest."""
+
+    def watched(self, **changes: Any) -> tuple[World, str, str]:
+        """A watch whose promoted revision has just lost all pods; both revisions."""
+        world = World(spec=spec_of(**changes)).healthy().release("2").judge(GOOD).until("Watching").run(60)
+        assert world.status.previous
+        promoted, previous = world.revision, world.status.previous.revision
+        world.lose(promoted, 4).run(10)
+        return world, promoted, previous
+
+    def test_it_is_not_ready_and_the_message_says_why(self) -> None:
+        world, promoted, _ = self.watched()
+        assert world.status.weights.previous == 100
+        assert world.condition("Ready") == ("False", "StableUnavailable")
+        assert world.condition("Reconciling") == ("True", "StableUnavailable")
+        assert "0 of 4 pods ready" in (world.status.message or "")
+        world.lose(promoted, 0).run(60)
+        assert world.condition("Ready") == ("True", "Watching")
+        world.until("Healthy")
+
+    @pytest.mark.parametrize(
+        "hold", ["nothing", "paused", "outage", "promote", "outlier"], ids=lambda hold: f"{hold} holds it"
+    )
+    def test_it_goes_back_within_the_progress_deadline(self, hold: str) -> None:
+        world, promoted, previous = self.watched()
+        if hold == "paused":
+            world.edit(paused=True)
+        elif hold == "outage":
+            world.judge(Judgement(data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now))
+        elif hold == "promote":
+            world.ask("promote")
+        elif hold == "outlier":
+            world.judge(OUTLIER)
+        world.run(560)
+        assert world.status.phase == "Watching"
+        world.until("RolledBack", limit=120)
+        assert world.status.stable and world.status.stable.revision == previous
+        assert world.status.rejected and world.status.rejected.revision == promoted
+        last = world.status.history[0]
+        assert (last.outcome, last.reason) == ("RolledBackAfterPromotion", "ProgressDeadlineExceeded")
+        assert "0 of 4 pods ready" in (last.message or "")
+
+    def test_without_a_pod_that_stands_by_it_goes_back_too(self) -> None:
+        watch = {"duration": "10m", "holdback": 0, "standby": 0}
+        world, _, previous = self.watched(watch=watch)
+        assert not world.pods.get(previous)
+        world.until("RolledBack", limit=700)
+
+    def test_if_nothing_is_ready_nothing_goes_back_and_the_watch_does_not_end(self) -> None:
+        world, promoted, previous = self.watched()
+        world.lose(previous, 4).run(3600)
+        assert (world.status.phase, world.condition("Ready")) == ("Watching", ("False", "StableUnavailable"))
+        world.lose(promoted, 0).lose(previous, 0).until("Healthy", limit=900)
+        assert world.status.stable and world.status.stable.revision == promoted
+
+    def test_what_was_ready_again_has_its_whole_time_again(self) -> None:
+        world, promoted, _ = self.watched()
+        world.run(500).lose(promoted, 0).run(60).lose(promoted, 4).run(500)
+        assert world.status.phase == "Watching"
