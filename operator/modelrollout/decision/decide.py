@@ -154,6 +154,14 @@ _BLANK = Spec.from_wire({"workload": {}, "service": {"ports": [{"port": 80}]}})
 def _enter(round: Round) -> Round:
     """The first round of an object: a restored cluster goes on with what serves, else this is the first deployment."""
     pinned = round.seen.pinned
+    # Whatever else has pods may have traffic, which nobody remembers (S3).
+    until = round.now + round.spec.drain_delay
+    left = [
+        Retiring(revision=revision, until=until, desired=view.desired)
+        for revision, view in round.seen.revisions.items()
+        if view.desired
+    ]
+    round = round.put(retiring=left)
     # Invalid with nothing that serves is as good as empty: the first spec that was read was a bad one.
     if pinned and round.seen.of(pinned).ready:
         return run_chain(adopt_serving(round, pinned))
@@ -305,10 +313,10 @@ def _retired(round: Round) -> Round:
 
 
 def _answers_still(round: Round, gone: Retiring) -> bool:
-    """Whether what another first deployment has replaced still answers in its place."""
-    if round.status.phase != Phase.PENDING or not round.seen.of(gone.revision).ready:
+    """Whether what has no role any more still answers: in the place of a first deployment, or because the route names it."""
+    if not round.seen.of(gone.revision).ready:
         return False
-    if round.view(round.status.stable).ready == 0:
+    if round.status.phase == Phase.PENDING and round.view(round.status.stable).ready == 0:
         return True
     route = round.seen.route
     # By pod ratio all that are ready answer, so that alone is no reason; one whom another writer sends callers to is.

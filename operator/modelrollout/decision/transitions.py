@@ -111,6 +111,7 @@ def adopt_serving(round: Round, revision: str) -> Round:
     return round.put(
         phase=Phase.HEALTHY,
         stable=RevisionStatus(revision=revision, model=label, since=round.now, ever_ready=True),
+        retiring=[gone for gone in round.status.retiring if gone.revision != revision],
         weights=Weights(stable=100),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from modelrollout.api.status import Status
 from modelrollout.decision.decide import decide
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
 
@@ -661,6 +662,51 @@ def test_deciding_again_from_what_was_written_changes_nothing(world: World) -> N
     again = decide(world.wish(), world.status, world.seen(), world.judged, now=world.now, timing=TIMING)
     assert again.status == world.status
     assert not again.events
+
+
+class TestALostStatus:
+    """Objects that came without it: made anew after `--cascade=orphan`, or restored."""
+
+    def lost(self, world: World, *, named: str | None = None) -> World:
+        """The status is gone in the middle of a rollout at 50 %; what the route and the pods are stays."""
+        steps = [{"weight": 10, "duration": "10s"}, {"weight": 50, "duration": "1h"}]
+        started(world.edit(strategy={"canary": {"steps": steps}})).run(120)
+        assert world.status.stable and world.status.weights.candidate == 50
+        world.pinned, world.status = world.status.stable.revision, Status()
+        return world if named is None else world.release(named)
+
+    @pytest.mark.parametrize("named", [None, "1", "3"], ids=["the candidate", "the baseline", "a third one"])
+    def test_pods_that_answer_outlast_their_weight(self, world: World, named: str | None) -> None:
+        candidate = world.revision
+        world = self.lost(world, named=named)
+        for _ in range(25):
+            world.tick(1)
+            assert len(world.pods[candidate]) == 2
+        world.run(120)
+        assert len(world.pods.get(candidate, ())) == (2 if named is None else 0)
+
+    def test_pods_stay_as_long_as_the_route_can_not_be_written(self, world: World) -> None:
+        candidate = world.revision
+        world = self.lost(world, named="1")
+        world.route_refused = True
+        world.run(300)
+        assert len(world.pods[candidate]) == 2
+        world.route_refused = False
+        world.run(29)
+        assert len(world.pods[candidate]) == 2
+        world.run(90)
+        assert candidate not in world.pods
+
+    def test_by_pod_ratio_nothing_that_answers_goes_before_the_others_are_ready(self) -> None:
+        world = World(spec=spec_of(traffic={"podRatio": {}})).healthy().release("2")
+        stable = world.status.stable
+        assert stable
+        world = self.lost(world)
+        world.pinned, world.starting = None, 20.0
+        for _ in range(25):
+            world.tick(1)
+            assert len(world.pods[stable.revision]) == 2
+        world.until("Healthy")
 
 
 class TestADeadPromotedRevision:
