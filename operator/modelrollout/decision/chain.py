@@ -187,6 +187,12 @@ def outlier(round: Round) -> Round | None:
         round = round.put(outlier_since=round.now).say(EventReason.POD_OUTLIER, why)
     if round.phase == W and _watch_over(round):
         return None
+    if round.phase == P:
+        # No deadline runs any more. It was proven harmless or asked for, and the watch goes on comparing.
+        patience = max(round.spec.watch.duration, round.spec.progress_deadline)
+        if round.now >= (round.status.outlier_since or round.now) + patience:
+            return None
+        why += f"; abort takes the traffic back, else the promotion goes on {span(patience)} after that was found"
     return _going(round).wait(Reason.POD_OUTLIER, why, active_runs=round.comparing)
 
 

@@ -47,6 +47,19 @@ class TestWaitsEnd:
         started(world).judge(OUTLIER).until("Paused", limit=1400)
         assert world.condition("Reconciling") == ("True", "Inconclusive")
 
+    @pytest.mark.parametrize("duration", ["20m", "0s"], ids=["as the watch does", "without a watch"])
+    def test_a_promotion_goes_on_after_a_pod_outlier_has_held_it_for_a_while(
+        self, world: World, duration: str
+    ) -> None:
+        world.edit(watch={"duration": duration}).judge(GOOD).until("Promoting")
+        hold = 1200 if duration == "20m" else 600  # progressDeadline at least
+        world.judge(OUTLIER).run(hold - 20)
+        assert (world.status.phase, world.status.weights.candidate) == ("Promoting", 50)
+        assert world.condition("Reconciling") == ("True", "PodOutlier")
+        assert "harm rests on fraud-x alone" in (world.status.message or "")
+        world.run(60)
+        assert world.status.stable and world.status.stable.revision == world.revision
+
     @pytest.mark.parametrize(("verb", "phase"), [("promote", "Promoting"), ("pause", "Paused")])
     def test_people_are_heard_while_a_pod_outlier_holds(self, world: World, verb: str, phase: str) -> None:
         started(world).judge(OUTLIER).run(20)
