@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -11,24 +11,9 @@ from modelrollout.api.status import Status
 from modelrollout.decision.decide import decide
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
 
-from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of
+from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
 
 OUTLIER = replace(NEUTRAL, assessment=assessment(outlier=True))
-
-
-@pytest.fixture
-def world() -> World:
-    """A healthy rollout of version 1 with version 2 just named."""
-    return World().healthy().release("2")
-
-
-def started(world: World) -> World:
-    """Until the clock of the first step runs."""
-    for _ in range(30):
-        world.tick(5)
-        if world.status.step and world.status.step.started_at:
-            return world
-    raise AssertionError(world.status.message)
 
 
 def workload(**changes: Any) -> dict[str, Any]:
@@ -442,13 +427,22 @@ def test_nothing_moves_forward_while_prometheus_has_not_answered(world: World, j
     assert (world.status.phase == "Promoting") is (judged is GOOD)
 
 
-@pytest.mark.parametrize("groups", [1, 2], ids=["one pod", "two pods"])
-def test_harm_that_rests_on_one_pod_is_told_as_such(world: World, groups: int) -> None:
+DOUBTS = {
+    "the only pod": (10, 1, "the candidate has one pod: its node may be the cause as well as the model"),
+    "one pod of two": (50, 1, "all of it from one of 2 candidate pods: its node may be the cause"),
+    "two pods of two": (50, 2, None),
+}
+
+
+@pytest.mark.parametrize(("weight", "groups", "doubt"), DOUBTS.values(), ids=DOUBTS)
+def test_harm_that_rests_on_one_pod_is_told_as_such(weight: int, groups: int, doubt: str | None) -> None:
     """Nothing tells a bad model from an unlucky node then; whoever reads the event or the history can look."""
-    started(world).judge(BAD, assessment=replace(assessment(harm=True), groups=groups)).until("RolledBack")
+    strategy = {"canary": {"steps": [{"weight": weight, "duration": "10m"}]}}
+    world = started(World(spec=spec_of(strategy=strategy)).healthy().release("2"))
+    world.judge(BAD, assessment=replace(assessment(harm=True), groups=groups)).until("RolledBack")
     told = [text for reason, text in world.events if reason == "HarmProven"]
     for text in (*told, world.status.history[0].message or "", world.status.message or ""):
-        assert ("all of it from one candidate pod" in text) is (groups == 1)
+        assert doubt in text if doubt else "may be the cause" not in text
 
 
 def test_no_step_ends_in_the_round_that_loses_its_pods(world: World) -> None:
@@ -782,3 +776,74 @@ class TestADeadPromotedRevision:
         world, promoted, _ = self.watched()
         world.run(500).lose(promoted, 0).run(60).lose(promoted, 4).run(500)
         assert world.status.phase == "Watching"
+
+
+class TestADeadlineIsForWhatIsWaitedFor:
+    """The steps' own durations are asked for, however long they are; what comes beside them is limited."""
+
+    LONG: ClassVar[list[dict[str, Any]]] = [
+        {"weight": 10, "duration": "4h"},
+        {"weight": 50, "duration": "4h"},
+    ]
+
+    def released(self, **analysis: Any) -> World:
+        usual = spec_of()["analysis"] if analysis.get("mode") != "Off" else {}
+        spec = spec_of(strategy={"canary": {"steps": self.LONG}}, analysis={**usual, **analysis})
+        world = World(spec=spec).healthy()
+        world.release("2")
+        return world
+
+    def test_what_is_harmless_is_promoted_by_a_plan_that_is_longer(self) -> None:
+        world = self.released(deadline="1h", onInconclusive="Rollback")
+        world.judge(GOOD)
+        world.run(9 * 3600, every=30)
+        assert "Inconclusive" not in world.reasons()
+        assert world.status.history[0].outcome == "Promoted"
+
+    def test_so_is_what_is_not_analysed(self) -> None:
+        world = self.released(mode="Off")
+        world.judge(Judgement())
+        world.run(9 * 3600, every=30)
+        assert "Inconclusive" not in world.reasons()
+        assert world.status.history[0].outcome == "Promoted"
+
+    def test_what_is_not_proven_by_the_end_of_the_steps_has_that_long(self) -> None:
+        world = self.released(deadline="1h")
+        world.run(8.5 * 3600, every=30)
+        assert world.condition("Reconciling") == ("True", "AwaitingEvidence")
+        world.run(3600, every=30)
+        assert world.condition("Reconciling") == ("True", "Inconclusive")
+
+    def test_what_the_newest_samples_may_prove_is_not_called_inconclusive(self) -> None:
+        world = self.released(deadline="1h")
+        world.run(8.5 * 3600, every=30)
+        world.judge(replace(NEUTRAL, pending=True))
+        world.run(3600, every=30)
+        assert "Inconclusive" not in world.reasons()
+        world.judge(GOOD)
+        world.run(600, every=30)
+        assert world.status.history[0].outcome == "Promoted"
+
+
+class TestTheUsersOwnScalers:
+    """Behind Services of the user's, pods come and go by the user's autoscaler: what both sides shrank to is enough."""
+
+    def night(self) -> World:
+        """At the start there were four pods, and by now there are two for each."""
+        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
+        world = World(spec=spec_of(workload={"replicas": 4, "services": names})).healthy()
+        names = {"stable": {"name": "a"}, "candidate": {"name": "c"}}
+        world.edit(workload={"replicas": 4, "services": names}).release("2")
+        started(world).run(120)
+        world.edit(workload={"replicas": 1, "services": names})
+        world.most = 2
+        return world.run(30)
+
+    def test_the_promotion_needs_no_more(self) -> None:
+        world = self.night().judge(GOOD)
+        world.until("Watching", limit=900)
+        assert world.status.history[0].outcome == "Promoted"
+
+    def test_the_way_back_is_not_held(self) -> None:
+        world = self.night().judge(BAD)
+        world.until("RolledBack", limit=60)
