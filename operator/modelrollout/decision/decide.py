@@ -154,14 +154,11 @@ _BLANK = Spec.from_wire({"workload": {}, "service": {"ports": [{"port": 80}]}})
 def _enter(round: Round) -> Round:
     """The first round of an object: a restored cluster goes on with what serves, else this is the first deployment."""
     pinned = round.seen.pinned
-    # Whatever else has pods may have traffic, which nobody remembers (S3).
-    until = round.now + round.spec.drain_delay
-    left = [
-        Retiring(revision=revision, until=until, desired=view.desired)
-        for revision, view in round.seen.revisions.items()
-        if view.desired
-    ]
-    round = round.put(retiring=left)
+    if round.spec.workload.services is None:
+        # Whatever else has pods of ours may have traffic, which nobody remembers (S3).
+        until = round.now + round.spec.drain_delay
+        found = [(name, view.desired) for name, view in round.seen.revisions.items() if view.desired]
+        round = round.put(retiring=[Retiring(revision=name, until=until, desired=n) for name, n in found])
     # Invalid with nothing that serves is as good as empty: the first spec that was read was a bad one.
     if pinned and round.seen.of(pinned).ready:
         return run_chain(adopt_serving(round, pinned))
@@ -360,12 +357,8 @@ def _watch_deadline(round: Round) -> Round:
     stable, previous, deadline = round.status.stable, round.status.previous, round.status.progress_deadline_at
     could = previous is not None and (round.view(previous).ready > 0 or previous.desired == 0)
     if round.view(stable).ready or not could:
-        return round if deadline is None else round.put(progress_deadline_at=None)
-    return (
-        round
-        if deadline is not None
-        else round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
-    )
+        return round.put(progress_deadline_at=None)
+    return round.put(progress_deadline_at=deadline or round.now + round.spec.progress_deadline)
 
 
 def _weight_event(round: Round) -> Round:

@@ -682,15 +682,20 @@ class TestALostStatus:
         world.pinned, world.status = world.status.stable.revision, Status()
         return world if named is None else world.release(named)
 
+    @pytest.mark.parametrize(
+        "elastic", [False, True], ids=["beside a whole baseline", "as pods are exchanged"]
+    )
     @pytest.mark.parametrize("named", [None, "1", "3"], ids=["the candidate", "the baseline", "a third one"])
-    def test_pods_that_answer_outlast_their_weight(self, world: World, named: str | None) -> None:
-        candidate = world.revision
+    def test_pods_that_answer_outlast_their_weight(
+        self, world: World, named: str | None, elastic: bool
+    ) -> None:
+        candidate = world.edit(workload=workload(elastic=elastic)).revision
         world = self.lost(world, named=named)
         for _ in range(25):
             world.tick(1)
             assert len(world.pods[candidate]) == 2
         world.run(120)
-        assert len(world.pods.get(candidate, ())) == (2 if named is None else 0)
+        assert len(world.pods.get(candidate, ())) == (0 if named else 2)
 
     def test_pods_stay_as_long_as_the_route_can_not_be_written(self, world: World) -> None:
         candidate = world.revision
