@@ -53,7 +53,8 @@ def render(values: Mapping[str, Any], *, namespace: str = NAMESPACE) -> list[Obj
 
 
 class Operator:
-    """One operator of a lab. `values` are the chart's; `module` is what runs in place of the package (for tests).
+    """One operator of a lab. `values` are the chart's; `module` is what runs in place of the package (for tests), and
+    `server` the address at which it finds the API server.
 
     Two processes of one release, or releases in several `namespace`s, run side by side if their `name` differs.
     """
@@ -67,6 +68,7 @@ class Operator:
         namespace: str = NAMESPACE,
         module: str = "modelrollout",
         environment: Mapping[str, str] | None = None,
+        server: str | None = None,
         detached: bool = False,
     ) -> None:
         self._lab = lab
@@ -77,6 +79,7 @@ class Operator:
         self._keeper = Keeper()
         self._module = module
         self._environment = dict(environment or {})
+        self._server = server
         self._detached = detached  # it ends with `python -m lab down`, not with us
         self._arguments: list[str] = []
         self._account = ""
@@ -121,6 +124,12 @@ class Operator:
             name, equals, _ = argument.partition("=")
             arguments.append(f"{name}={replaced[name]}" if equals and name in replaced else argument)
         kubeconfig = self._lab.kubeconfig_for(self._namespace, self._account)
+        if self._server is not None:
+            config = yaml.safe_load(kubeconfig.read_text(encoding="utf-8"))
+            config["clusters"][0]["cluster"]["server"] = self._server
+            kubeconfig = self._folder / "kubeconfig.yaml"
+            kubeconfig.touch(mode=0o600)
+            kubeconfig.write_text(yaml.safe_dump(config), encoding="utf-8")
         return [*arguments, "--kubeconfig", str(kubeconfig)]
 
     def start(self) -> Operator:

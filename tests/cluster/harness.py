@@ -159,6 +159,11 @@ class Traffic:
             for rollout in {pod.rollout for pod in self._pods.values() if pod.namespace == namespace}:
                 self._share_out(namespace, rollout, time.time())
 
+    def rate(self, namespace: str) -> float:
+        """Requests per second to each rollout of a namespace."""
+        with self._lock:
+            return self._rates[namespace]
+
     def cores(self, pod: Object) -> float | None:
         """What a pod's requests cost at present; unknown of one that was never ready."""
         with self._lock:
@@ -241,18 +246,20 @@ def is_ready(pod: Object) -> bool:
 
 
 def weights_of(route: Object) -> dict[str, int]:
-    """Weights by Service."""
+    """Weights by Service, of a route of the Gateway API or of a VirtualService."""
     refs = [ref for rule in route["spec"].get("rules") or [] for ref in rule.get("backendRefs") or []]
-    return {ref["name"]: ref.get("weight", 1) for ref in refs}
+    hosts = [one for rule in route["spec"].get("http") or [] for one in rule.get("route") or []]
+    found = {ref["name"]: ref.get("weight", 1) for ref in refs}
+    return found | {one["destination"]["host"]: one.get("weight", 100) for one in hosts}
 
 
 class Gateway:
-    """Accepts every route, but in namespaces that it was told to refuse."""
+    """Accepts every route of a kind, but in namespaces that it was told to refuse."""
 
-    def __init__(self, client: KubeClient) -> None:
-        self._client = client
+    def __init__(self, client: KubeClient, kind: tuple[str, str] = ROUTES) -> None:
+        self._client, self._kind = client, kind
         self.refused: set[str] = set()
-        self._informer = Informer(client, path_of(*ROUTES), self._on_route)
+        self._informer = Informer(client, path_of(*kind), self._on_route)
 
     def start(self) -> Gateway:
         self._informer.start()
@@ -264,7 +271,7 @@ class Gateway:
     def accept(self, namespace: str) -> None:
         """Refuse no longer."""
         self.refused.discard(namespace)
-        for route in self._client.list(path_of(*ROUTES, namespace)):
+        for route in self._client.list(path_of(*self._kind, namespace)):
             self._on_route("MODIFIED", route)
 
     def _on_route(self, kind: EventType, route: Object) -> None:
@@ -281,7 +288,7 @@ class Gateway:
         if not route["spec"].get("parentRefs") or (present and set(present) == {wanted}):
             return
         parents = [self._answer(route, parent, *wanted) for parent in route["spec"].get("parentRefs") or ()]
-        path = path_of(*ROUTES, metadata["namespace"], metadata["name"], "status")
+        path = path_of(*self._kind, metadata["namespace"], metadata["name"], "status")
         with contextlib.suppress(KubeError):
             self._client.patch(path, {"status": {"parents": parents}})
 
@@ -715,6 +722,15 @@ def seconds(status: Mapping[str, Any], *path: str | int) -> float:
 
 
 Story = Callable[[World], None]
+
+
+class Stories(list[Story]):
+    """The stories of a module, in the order in which they are told."""
+
+    def story(self, function: Story) -> Story:
+        """Take a story in; a decorator."""
+        self.append(function)
+        return function
 
 
 class SideBySide:

@@ -18,7 +18,7 @@ import yaml
 
 from lab.kube import Informer, KubeError, Object, path_of
 from lab.lab import Lab
-from lab.metrics import PodMetrics
+from lab.metrics import Metrics
 from lab.process import wait_until
 from tests.cluster.harness import (
     GOOD,
@@ -26,6 +26,7 @@ from tests.cluster.harness import (
     RATE,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     is_ready,
@@ -34,7 +35,8 @@ from tests.cluster.harness import (
     version_of,
 )
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 WORKLOADS = Path(__file__).resolve().parents[2] / "docs" / "workloads.md"
 AUTOSCALERS = ("autoscaling/v2", "horizontalpodautoscalers")
 USUAL = 3  # pods that the usual rate keeps as busy as the documented autoscaler wants them
@@ -42,15 +44,15 @@ LONG = {"canary": {"steps": [{"weight": 50, "duration": "10m"}]}}
 AT_ONCE = {"scaleDown": {"stabilizationWindowSeconds": 0}}
 
 
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
-
-
 @pytest.fixture(scope="module", autouse=True)
-def metrics(lab: Lab, world: World) -> Iterator[PodMetrics]:
-    """Pods use the CPU that their requests cost."""
-    serving = PodMetrics(lab.client, lab.folder / "pki", world.traffic.cores).start()
+def metrics(lab: Lab, world: World) -> Iterator[Metrics]:
+    """Pods use the CPU that their requests cost, and all requests are counted where no pod is asked."""
+    serving = Metrics(
+        lab.client,
+        lab.folder / "pki",
+        world.traffic.cores,
+        lambda namespace, _: world.traffic.rate(namespace),
+    ).start()
     yield serving
     serving.stop()
 
@@ -89,11 +91,24 @@ class Autoscaler:
     def __enter__(self) -> Autoscaler:
         self._informer.start()
         # Of a kind that is new in the cluster its controller may hear half a minute later.
-        wait_until(lambda: bool(self.busy()), timeout=PATIENCE, what="an autoscaler that sees the load")
+        wait_until(
+            lambda: bool(self.busy() or self.totals()),
+            timeout=PATIENCE,
+            what="an autoscaler that sees the load",
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
         self._informer.stop()
+
+    def totals(self) -> list[str]:
+        """What it saw of an external metric, by each pod that it counted."""
+        return [
+            metric["external"]["current"]["averageValue"]
+            for obj in self.seen
+            for metric in (obj.get("status") or {}).get("currentMetrics") or []
+            if metric["type"] == "External"
+        ]
 
     def asked(self) -> list[int]:
         """What stood in `spec.workload.replicas`, from the first time on that the autoscaler had been at work."""
@@ -106,6 +121,7 @@ class Autoscaler:
             metric["resource"]["current"]["averageUtilization"]
             for obj in self.seen
             for metric in (obj.get("status") or {}).get("currentMetrics") or []
+            if metric["type"] == "Resource"
         ]
 
 
@@ -206,6 +222,40 @@ def demand_that_rises_while_pods_are_exchanged_is_met(world: World) -> None:
         done = rollout.wait(stable_of(5), "the promotion")
     assert done["status"]["stable"]["revision"] == new
     assert most_pods(rollout) <= 6
+
+
+# The total of the requests, whoever answers them: as many for each pod as the usual rate gives to `USUAL`.
+TOTAL: Object = {
+    "type": "External",
+    "external": {
+        "metric": {"name": "requests_per_second"},
+        "target": {"type": "AverageValue", "averageValue": f"{RATE / USUAL:.0f}"},
+    },
+}
+
+
+@story
+def the_total_of_the_requests_sizes_a_rollout_as_if_it_had_one_side(world: World) -> None:
+    """Where pods are asked, demand that doubles while both sides stand at full size is met by the other side's pods, by the
+    mean; the total has no such gap."""
+    rollout = world.rollout()
+    full = {"canary": {"steps": [{"weight": 50, "size": 100, "duration": "10m"}]}}
+    rollout.deploy("1", workload=workload(), strategy=full)
+    with Autoscaler(rollout, metrics=[TOTAL], behavior=AT_ONCE) as scaler:
+        release(rollout)
+        new = rollout.wait_step("1/1")["status"]["candidate"]["revision"]
+        assert set(scaler.asked()) == {USUAL}, "six pods are no reason for more or less"
+        world.traffic.demand(rollout.namespace, 2 * RATE)
+        rollout.wait(lambda o: ready(o, "stable") == 2 * USUAL == ready(o, "candidate"), "more pods of both")
+        world.traffic.demand(rollout.namespace, RATE / USUAL)
+        rollout.wait(lambda o: o["spec"]["workload"]["replicas"] == 2, "the wish for fewer")
+        rollout.ask("promote", new)
+        rollout.wait_phase("Watching")
+        done = rollout.wait(stable_of(2), "the size that the autoscaler wants")["status"]
+    assert done["stable"]["revision"] == new
+    assert max(scaler.asked()) == 2 * USUAL
+    assert min(sizes(rollout, "stable", "Progressing", "Promoting", "Watching")) >= USUAL
+    assert max(sizes(rollout, "candidate", "Promoting")) >= USUAL
 
 
 # Without room: `elastic: true`

@@ -5,12 +5,14 @@ Each story has a namespace of its own; they run side by side under one operator.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from lab.kube import Object, path_of
+from lab.kube import KubeError, Object, path_of
 from lab.operator import Operator
 from lab.process import wait_until
 from tests.cluster.harness import (
@@ -21,6 +23,7 @@ from tests.cluster.harness import (
     Audit,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     analysis,
@@ -31,7 +34,9 @@ from tests.cluster.harness import (
     weights_of,
 )
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
+HOOKS = "admissionregistration.k8s.io/v1"
 OPERATOR = "system:serviceaccount:modelrollout-system:"
 STEPS = {"canary": {"steps": [{"weight": 20, "duration": "2s"}, {"weight": 50, "duration": "2s"}]}}
 APPROVED = {
@@ -41,11 +46,6 @@ APPROVED = {
 }
 LONG = {"canary": {"steps": [{"weight": 20, "duration": "10m"}, {"weight": 50, "duration": "1s"}]}}
 RENEWALS = 10  # of the operator's own Lease, every two seconds: the clock of the quiet time
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
 
 
 def message(obj: Object) -> str:
@@ -257,11 +257,91 @@ def when_the_baseline_has_no_ready_pod_the_candidate_serves(world: World) -> Non
     rollout.set_ready(old, False)
     rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 100, "all weight on the candidate")
     rollout.wait_event("StableUnavailable")
-    rollout.wait(lambda obj: obj["status"]["candidate"]["desired"] == 2, "full size of the candidate")
+    new = rollout.wait(lambda obj: obj["status"]["candidate"]["desired"] == 2, "full size of the candidate")
+    wait_for_callers(rollout, new["status"]["candidate"]["revision"])
     rollout.set_ready(old, True)
     rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 20, "the weight of the step again")
+    wait_for_callers(rollout, old)
     rollout.ask("abort", rollout.status()["candidate"]["revision"])
     rollout.wait_phase("RolledBack")
+
+
+def wait_for_callers(rollout: Rollout, revision: str) -> None:
+    """The Service for callers inside of the cluster goes to a revision."""
+    path = path_of("v1", "services", rollout.namespace, rollout.name)
+    wait_until(
+        lambda: rollout.client.get(path)["spec"]["selector"].get("modelrollout.dev/revision") == revision,
+        timeout=30,
+        what=f"callers to go to {revision}",
+    )
+
+
+@contextmanager
+def webhook_away(rollout: Rollout) -> Iterator[None]:
+    """Nobody answers a webhook that the API server asks before it takes a Deployment of the rollout's namespace."""
+    client, name, kind = rollout.client, f"away-{rollout.namespace}", "ValidatingWebhookConfiguration"
+    hook = {
+        "name": "away.example.com",
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "rules": [
+            {"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["*"], "resources": ["deployments"]}
+        ],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": rollout.namespace}},
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    client.apply({"apiVersion": HOOKS, "kind": kind, "metadata": {"name": name}, "webhooks": [hook]})
+
+    def asked() -> bool:
+        (first, *_) = client.list(path_of("apps/v1", "deployments", rollout.namespace))
+        path = path_of("apps/v1", "deployments", rollout.namespace, first["metadata"]["name"])
+        try:
+            client.patch(path, {"metadata": {"labels": {"probe": "1"}}}, dryRun="All")
+        except KubeError as error:
+            return "failed calling webhook" in error.message
+        return False
+
+    try:
+        wait_until(asked, timeout=60, what="the webhook")
+        yield
+    finally:
+        client.delete(path_of(HOOKS, "validatingwebhookconfigurations", None, name))
+
+
+@story
+def a_webhook_that_is_away_keeps_traffic_neither_on_dead_pods_nor_on_a_harmful_candidate(
+    world: World,
+) -> None:
+    rollout = world.rollout()
+    old = rollout.deploy("1")
+    rollout.apply("2", strategy=LONG)
+    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    with webhook_away(rollout):
+        rollout.set_ready(old, False)
+        dead = rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 100, "all on the candidate")
+        world.routes.wait(
+            rollout.namespace,
+            "fraud",
+            lambda route: weights_of(route) == {rollout.child(new): 100},
+            "the route away from dead pods",
+            after=version_of(dead),
+        )
+        rollout.set_ready(old, True)
+        rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 20, "the weight of the step again")
+        rollout.apply("3", strategy=LONG)  # the mend, and nobody can say whether it is acceptable
+        held = rollout.wait(
+            lambda obj: condition(obj, "Accepted")["reason"] == "NotChecked",
+            "the word that it is not checked",
+        )
+        assert "failed calling webhook" in message(held)
+        world.traffic.spoil(rollout.namespace, new, 0.1)
+        back = rollout.wait_phase("RolledBack")
+        assert back["status"]["rejected"] == {"revision": new, "reason": "HarmProven"}
+        assert condition(back, "Accepted")["status"] == "Unknown"
+    third = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    assert third not in (old, new)
+    assert "Invalid" not in rollout.reasons()
 
 
 # Other writers
@@ -333,6 +413,31 @@ def children_that_another_writer_changes_or_deletes_are_put_right(world: World) 
     wait_until(lambda: selects(name) is not None, timeout=30, what="the Service")
     rollout.client.delete(path_of(*ROUTES, namespace, "fraud"))
     wait_until(lambda: weights_or_none(rollout) == {name: 100}, timeout=30, what="the route")
+
+
+@story
+def children_whose_label_is_taken_off_get_it_back_and_no_traffic_moves(world: World) -> None:
+    """The control plane takes the label off the EndpointSlices of the Service too, and puts it back there."""
+    rollout = world.rollout()
+    old = rollout.deploy("1")
+    rollout.apply("2", strategy=LONG)
+    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    label = "modelrollout.dev/rollout"
+    services = path_of("v1", "services", rollout.namespace)
+    taken_off = (
+        f"{services}/{rollout.child(old)}",
+        f"{services}/fraud",
+        path_of("apps/v1", "deployments", rollout.namespace, rollout.child(old)),
+        path_of("apps/v1", "controllerrevisions", rollout.namespace, rollout.child(new)),
+    )
+    for path in taken_off:
+        rollout.client.patch(path, {"metadata": {"labels": {label: None}}})
+    labels = lambda path: rollout.client.get(path)["metadata"].get("labels") or {}  # noqa: E731
+    wait_until(lambda: all(label in labels(path) for path in taken_off), timeout=30, what="the labels")
+    rollout.ask("promote", new)
+    rollout.wait_phase("Watching")
+    assert "StableUnavailable" not in rollout.reasons()
+    rollout.wait_phase("Healthy")
 
 
 def weights_or_none(rollout: Rollout) -> dict[str, int] | None:

@@ -21,6 +21,7 @@ from tests.cluster.harness import (
     ROLLOUT_LABEL,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     condition,
@@ -29,18 +30,14 @@ from tests.cluster.harness import (
     weights_of,
 )
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 OFF: dict[str, Any] = {
     "analysis": {"mode": "Off"},
     "strategy": {"canary": {"steps": [{"weight": 50, "duration": "1s"}]}},
     "watch": {"duration": "0s"},
 }
 SECRET = "correct-horse-battery"
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
 
 
 # The other side

@@ -1,4 +1,5 @@
 """The operator is killed at each write that it makes, one run per write, and each run ends in the state of one that was not.
+Others, meanwhile, are cut off from the API server (`partitions.py`): the one takes as long as the other.
 
 SIGKILL, before the write is sent or after the server has taken it. A write that says nothing new (evidence that grew, another
 message) is made as often as the machine's speed has it; of those that say the same one is killed at. What a run is made of is a plot: what is there before,
@@ -18,7 +19,8 @@ import pytest
 from lab.kube import KubeError, Object, path_of
 from lab.process import LabError, wait_until
 from tests.cluster.farm import Farm
-from tests.cluster.harness import GATEWAY, ROUTES, Rollout, World
+from tests.cluster.harness import GATEWAY, ROUTES, Rollout, SideBySide, Story, World, title
+from tests.cluster.partitions import STORIES
 
 AT_ONCE = 16
 TRIES = 3
@@ -231,19 +233,25 @@ class Kills:
 
 
 @pytest.fixture(scope="module")
-def kills(request: pytest.FixtureRequest, world: World) -> Iterator[Kills]:
-    """Of the plots that were chosen for this run."""
+def operator(world: World) -> Iterator[None]:
+    """Each run and each story has its own."""
     world.clear()
+    yield
+    world.clear()
+
+
+@pytest.fixture(scope="module")
+def kills(request: pytest.FixtureRequest, world: World, side_by_side: SideBySide) -> Iterator[Kills]:
+    """Of the plots that were chosen for this run; the stories that were chosen have begun before."""
     chosen = [
         item.callspec.params["plot"]
         for item in request.session.items
-        if item.module is request.module  # type: ignore[attr-defined]
+        if item.module is request.module and "plot" in item.callspec.params  # type: ignore[attr-defined]
     ]
     with Farm(world) as farm:
         running = Kills(world, farm, chosen)
         yield running
         running.close()
-    world.clear()
 
 
 @pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
@@ -256,3 +264,8 @@ def test_killed_at_each_write_it_ends_the_same(kills: Kills, plot: Plot) -> None
     ] == []
     missed = [run.kill for run in runs if not run.killed]
     assert not missed
+
+
+@pytest.mark.parametrize("story", STORIES, ids=title)
+def test_that(side_by_side: SideBySide, story: Story) -> None:
+    side_by_side.tell(story)

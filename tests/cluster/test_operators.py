@@ -19,19 +19,17 @@ from tests.cluster.harness import (
     Audit,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     seconds,
     title,
 )
+from tests.cluster.test_gates import LEAVE, SECRET, Door, job
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 STEPS = {"canary": {"steps": [{"weight": 20, "duration": "4s"}, {"weight": 50, "duration": "2s"}]}}
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +131,15 @@ def an_operator_of_one_namespace_has_no_rights_elsewhere_and_works_with_those_it
     outside.client.delete(outside.path)
 
 
+def account_of(world: World, namespace: str) -> KubeClient:
+    """A client with the rights of the operator that serves a namespace."""
+    accounts = world.lab.client.list(path_of("v1", "serviceaccounts", f"{namespace}-system"))
+    name = next(a["metadata"]["name"] for a in accounts if a["metadata"]["name"] != "default")
+    return KubeClient(world.lab.kubeconfig_for(f"{namespace}-system", name))
+
+
 def check_rights(world: World, inside: str, outside: str) -> None:
-    account = world.lab.client.list(path_of("v1", "serviceaccounts", f"{inside}-system"))
-    name = next(a["metadata"]["name"] for a in account if a["metadata"]["name"] != "default")
-    client = KubeClient(world.lab.kubeconfig_for(f"{inside}-system", name))
+    client = account_of(world, inside)
     assert client.list(path_of("apps/v1", "deployments", inside))
     for path in (
         path_of(VERSION, PLURAL),
@@ -149,6 +152,52 @@ def check_rights(world: World, inside: str, outside: str) -> None:
         with pytest.raises(KubeError, match="403"):
             client.list(path)
     client.close()
+
+
+@story
+def gates_of_one_namespace_are_asked_with_the_rights_that_the_chart_gives_there(world: World) -> None:
+    rollout, elsewhere, door = world.rollout(), world.namespace(), Door().start()
+    for namespace in (rollout.namespace, elsewhere):
+        path = path_of("v1", "secrets", namespace)
+        rollout.client.create(path, {"metadata": {"name": "gates"}, "stringData": {"key": SECRET}})
+    granted = {"webhooks": [f"{door.url}/"], "secrets": True, "jobs": True}
+    signed = door.hook("signed", (200, "welcome"), secretRef={"name": "gates", "key": "key"})
+    evaluation = job("evaluation", LEAVE.format("0.93"), result={"min": "0.9"})
+    plan: dict[str, Any] = {
+        "analysis": {"mode": "Off"},
+        "strategy": {"canary": {"steps": [{"weight": 50, "duration": "1s"}]}},
+        "watch": {"duration": "0s"},
+        "gates": {"start": [signed], "promotion": [evaluation]},
+    }
+    audit = Audit(world.lab.audit_log)
+    with operators(world, rollout.namespace, "gates", gates=granted):
+        rollout.deploy("1", **plan)
+        rollout.apply("2", **plan)
+        assert rollout.wait_phase("Healthy")["status"]["history"][0]["outcome"] == "Promoted"
+        passed = {event["note"].partition(":")[0] for event in rollout.events("GatePassed")}
+        assert passed == {"gate signed passed", "gate evaluation passed"}
+        (asked,) = door.asked("/gates/signed")
+        assert asked.headers["X-Modelrollout-Signature"].startswith("sha256=")
+        user = f"system:serviceaccount:{rollout.namespace}-system:"
+        requests = audit.requests(user)
+        assert [e["requestURI"] for e in requests if e["responseStatus"]["code"] in (401, 403)] == []
+        # Jobs and Secrets are asked for by namespace, as a Role can't give more.
+        named = [e["objectRef"] for e in requests if "objectRef" in e]
+        of_gates = [ref for ref in named if ref["resource"] in ("jobs", "secrets")]
+        assert {ref["resource"] for ref in of_gates} == {"jobs", "secrets"}
+        assert {ref.get("namespace") for ref in of_gates} == {rollout.namespace}
+        client = account_of(world, rollout.namespace)
+        assert client.get(path_of("v1", "secrets", rollout.namespace, "gates"))
+        for path in (
+            path_of("v1", "secrets", rollout.namespace),
+            path_of("v1", "secrets", elsewhere, "gates"),
+            path_of("batch/v1", "jobs", elsewhere),
+            path_of("batch/v1", "jobs"),
+        ):
+            with pytest.raises(KubeError, match="403"):
+                client.get(path)
+        client.close()
+    door.stop()
 
 
 @story

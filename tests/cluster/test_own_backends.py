@@ -7,12 +7,14 @@ CRDs: the operator as a process, and a route that says where requests go.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from lab.build import pool_crds
+from lab.build import istio_crds, pool_crds
 from lab.cluster import install_crds
 from lab.kube import KubeError, Object, path_of
 from lab.lab import Lab
@@ -23,8 +25,11 @@ from tests.cluster.harness import (
     GATEWAY,
     GOOD,
     ROUTES,
+    Chronicle,
+    Gateway,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     condition,
@@ -43,6 +48,8 @@ from tests.cluster.test_own_workloads import (
     service,
 )
 
+GRPC_ROUTES = ("gateway.networking.k8s.io/v1", "grpcroutes")
+VIRTUAL_SERVICES = ("networking.istio.io/v1", "virtualservices")
 POOL = "InferencePool"
 POOLS = ("inference.networking.k8s.io/v1", "inferencepools")
 CRD = path_of(
@@ -51,12 +58,15 @@ CRD = path_of(
 FINALIZER = "modelrollout.dev/restore"
 BORROWED: Object = {"traffic": {"httpRoute": {"name": "fraud"}}}
 SLOW = {"strategy": {"canary": {"steps": [{"weight": 20, "duration": "10m"}]}}, "analysis": OFF}
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 
 
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
+@pytest.fixture(scope="module", autouse=True)
+def virtual_services(lab: Lab) -> None:
+    """The API server serves them before the operator looks for what it is to watch."""
+    install_crds(lab.client, istio_crds())
+    wait_until(lambda: served(lab, VIRTUAL_SERVICES), timeout=30, what="serving VirtualServices")
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +80,9 @@ def serve_pools(lab: Lab) -> None:
     wait_until(lambda: served(lab), timeout=30, what="serving InferencePools")
 
 
-def served(lab: Lab) -> bool:
+def served(lab: Lab, kind: tuple[str, str] = POOLS) -> bool:
     try:
-        lab.client.get(path_of(*POOLS, "default"))
+        lab.client.get(path_of(*kind, "default"))
     except KubeError as error:
         if error.status in (404, 429):
             return False
@@ -97,14 +107,14 @@ def pool(namespace: str, name: str, *, app: str, mode: str = "FailOpen") -> Obje
 
 
 @contextlib.contextmanager
-def versions(world: World, kind: str = POOL) -> Iterator[Rollout]:
+def versions(world: World, kind: str = POOL, routes: tuple[str, str] = ROUTES) -> Iterator[Rollout]:
     """Three versions of the user's, each behind a Service or pool of its own; the ModelRollout is not applied yet."""
     rollout = world.rollout()
     for app, uri in (("v1", GOOD), ("v2", GOOD), ("v3", BAD)):
         put(rollout, deployment(rollout.namespace, f"model-{app}", app=app, uri=uri))
         make = pool if kind == POOL else service
         put(rollout, make(rollout.namespace, f"fraud-{app}", app=app))
-    traffic = OwnTraffic(world, rollout.namespace)
+    traffic = OwnTraffic(world, rollout.namespace, routes)
     traffic.start()
     try:
         yield rollout
@@ -320,6 +330,200 @@ def a_route_that_names_another_version_than_what_serves_is_refused(world: World)
         assert said.startswith("HTTPRoute fraud has no backend that is Service fraud-v1, so there is nothing")
         assert said.endswith("name as workload.services.stable the one that it names")
         assert written(rollout) == before
+
+
+# Services in routes of other kinds
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kind of route that the user keeps: how it sends requests to a version, and how it says so."""
+
+    kind: str
+    where: tuple[str, str]
+    traffic: Object
+    spec: Callable[[str], Object]
+    field: str  # of the spec, that holds the rules
+    backends: str  # of a rule
+    mixed: tuple[int, int]  # parts of "legacy" and of the model where both have some, as the user writes them
+
+    def manifest(self, rollout: Rollout, app: str) -> Object:
+        labels, annotations = {"team": "risk"}, {"example.com/owner": "risk"}
+        metadata = {"name": "fraud", "namespace": rollout.namespace}
+        kept = {"labels": labels, "annotations": annotations}
+        return {
+            "apiVersion": self.where[0],
+            "kind": self.kind,
+            "metadata": metadata | kept,
+            "spec": self.spec(app),
+        }
+
+    def apply(self, rollout: Rollout, app: str) -> Object:
+        """What Git compares, once Git's content is applied."""
+        rollout.client.apply(self.manifest(rollout, app), field_manager="helm", force=True)
+        return self.written(rollout)
+
+    def written(self, rollout: Rollout) -> Object:
+        live = rollout.client.get(path_of(*self.where, rollout.namespace, "fraud"))
+        metadata = {k: live["metadata"].get(k) for k in ("labels", "annotations", "finalizers")}
+        return {"metadata": metadata, "spec": live["spec"]}
+
+    def parts(self, rule: Object) -> dict[str, int]:
+        """By backend; the only one of a VirtualService has all."""
+        names = [one.get("name") or one["destination"]["host"] for one in rule[self.backends]]
+        return dict(zip(names, [one.get("weight", 100) for one in rule[self.backends]], strict=True))
+
+    def extras(self, route: Object) -> list[Object]:
+        """What the model's backends have besides: filters or headers."""
+        backends = route["spec"][self.field][0][self.backends]
+        return [
+            {k: v for k, v in one.items() if k not in ("name", "destination", "weight")} for one in backends
+        ]
+
+    def rest(self, route: Object) -> list[Object]:
+        """The rules without their backends; that for the website whole."""
+        *steered, website = route["spec"][self.field]
+        return [{k: v for k, v in rule.items() if k != self.backends} for rule in steered] + [website]
+
+
+ADDED = {"set": [{"name": "x-model", "value": "fraud"}]}
+FILTERS = {"filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": ADDED}]}
+
+
+def grpc_route(app: str) -> Object:
+    model = {"name": f"fraud-{app}", "port": 80}
+    legacy = {"name": "legacy", "port": 80, "weight": 1}
+    rules = [
+        {
+            "matches": [{"method": {"service": "fraud.v1.Scores"}}],
+            **FILTERS,
+            "backendRefs": [model | FILTERS],
+        },
+        {
+            "matches": [{"method": {"service": "fraud.v2.Scores"}}],
+            "backendRefs": [legacy, model | {"weight": 3}],
+        },
+        {"backendRefs": [{"name": "website", "port": 80}]},
+    ]
+    return {
+        "parentRefs": GATEWAY["gatewayAPI"]["parentRefs"],
+        "hostnames": ["fraud.example.com"],
+        "rules": rules,
+    }
+
+
+def virtual_service(app: str) -> Object:
+    model, port = f"fraud-{app}", {"number": 80}
+    rules = [
+        {
+            "name": "scores",
+            "match": [{"uri": {"prefix": "/fraud"}}],
+            "route": [
+                {"destination": {"host": model}, "headers": {"request": {"set": {"x-model": "fraud"}}}}
+            ],
+            "mirror": {"host": "fraud-v2.staging.svc.cluster.local"},  # another team's, of the same name
+            "mirrorPercentage": {"value": 5},
+            "retries": {"attempts": 2, "perTryTimeout": "2s"},
+        },
+        {
+            "name": "mixed",
+            "match": [{"uri": {"prefix": "/mixed"}}],
+            "route": [
+                {"destination": {"host": "legacy"}, "weight": 25},
+                {"destination": {"host": model, "port": port}, "weight": 75},
+            ],
+            "timeout": "10s",
+        },
+        {"route": [{"destination": {"host": "website"}}]},
+    ]
+    return {"hosts": ["fraud.example.com"], "gateways": ["public"], "http": rules}
+
+
+KEPT = [
+    Kept(
+        "GRPCRoute", GRPC_ROUTES, {"grpcRoute": {"name": "fraud"}}, grpc_route, "rules", "backendRefs", (1, 3)
+    ),
+    Kept(
+        "VirtualService",
+        VIRTUAL_SERVICES,
+        {"istio": {"virtualService": {"name": "fraud"}}},
+        virtual_service,
+        "http",
+        "route",
+        (25, 75),
+    ),
+]
+
+
+def released_in(kept: Kept) -> Story:
+    def run(world: World) -> None:
+        gateway = Gateway(world.lab.client, GRPC_ROUTES)
+        with contextlib.ExitStack() as stack:
+            rollout = stack.enter_context(versions(world, "Service", kept.where))
+            seen = Chronicle(world.lab.client, path_of(*kept.where, rollout.namespace))
+            for part in (seen, gateway):
+                part.start()
+                stack.callback(part.stop)
+            usual = {"traffic": kept.traffic}
+            first = kept.apply(rollout, "v1")
+            rollout.deploy("1", **own("v1", kind="Service"), **usual)
+            assert kept.written(rollout) == first, "the first deployment does not touch the route"
+            rollout.apply("2", **own("v1", "v2", kind="Service"), **usual)
+            promoted = rollout.wait_phase("Healthy")["status"]["history"][0]
+            assert (promoted["outcome"], promoted["reason"]) == ("Promoted", "ProvenHarmless")
+            check_split(kept, rollout, seen, 20, 50)
+
+            kept.apply(rollout, "v2")
+            second = json.loads(json.dumps(first).replace("fraud-v1", "fraud-v2"))
+            wait_until(
+                lambda: kept.written(rollout) == second and no_trace(kept, rollout),
+                timeout=30,
+                what="Git's route, without a trace of ours",
+            )
+            rollout.apply("3", **own("v2", "v3", kind="Service"), **usual)
+            back = rollout.wait_phase("RolledBack")["status"]
+            assert back["history"][0]["reason"] == "HarmProven"
+            wait_until(
+                lambda: kept.written(rollout) == second, timeout=30, what="the route as the user wrote it"
+            )
+            assert no_trace(kept, rollout)
+            assert any(
+                "fraud-v3" in str(route["spec"]) for route in seen.versions(rollout.namespace, "fraud")
+            )
+            assert "TrafficDrift" not in rollout.reasons()
+
+    run.__name__ = (
+        f"services of the users in a {kept.kind} are promoted and taken back without a trace".replace(
+            " ", "_"
+        )
+    )
+    return story(run)
+
+
+def no_trace(kept: Kept, rollout: Rollout) -> bool:
+    metadata = rollout.client.get(path_of(*kept.where, rollout.namespace, "fraud"))["metadata"]
+    steered = "modelrollout.dev/steered-by" in (metadata.get("annotations") or {})
+    return not steered and "modelrollout" not in {entry["manager"] for entry in metadata["managedFields"]}
+
+
+def check_split(kept: Kept, rollout: Rollout, seen: Chronicle, *shares: int) -> None:
+    """Each share stood in both rules; nothing else of the route was ever changed."""
+    routes = seen.versions(rollout.namespace, "fraud")
+    legacy, model = kept.mixed
+    for share in shares:
+        alone = {"fraud-v1": 100 - share, "fraud-v2": share}
+        mixed = {"legacy": legacy * 100} | {name: model * part for name, part in alone.items()}
+        split = [[kept.parts(rule) for rule in route["spec"][kept.field][:2]] for route in routes]
+        assert [alone, mixed] in split, f"{share} %: {split}"
+    for route in routes:
+        assert kept.rest(route) == kept.rest(routes[0])
+        assert all(one == kept.extras(routes[0])[0] for one in kept.extras(route)), route["spec"]
+        assert route["metadata"]["labels"] == {"team": "risk"}
+        assert route["metadata"]["annotations"]["example.com/owner"] == "risk"
+
+
+for _kept in KEPT:
+    released_in(_kept)
 
 
 # Requests

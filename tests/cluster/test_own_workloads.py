@@ -190,11 +190,11 @@ def test_configuration_is_not_tracked_without_the_right_to_read_it(world: World,
 class OwnTraffic(Traffic):
     """Traffic to pods of the user's: those with label app v1 are behind Service fraud-v1."""
 
-    def __init__(self, world: World, namespace: str) -> None:
+    def __init__(self, world: World, namespace: str, routes: tuple[str, str] = ROUTES) -> None:
         super().__init__(world.lab.client, world.prometheus)
         self._informers = [
             Informer(world.lab.client, path_of("v1", "pods", namespace), self._on_own, labelSelector="app"),
-            Informer(world.lab.client, path_of(*ROUTES, namespace), self._on_route),
+            Informer(world.lab.client, path_of(*routes, namespace), self._on_route),
         ]
 
     def _on_own(self, kind: Any, body: Object) -> None:

@@ -17,6 +17,7 @@ from tests.cluster.harness import (
     ROUTES,
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     analysis,
@@ -28,7 +29,8 @@ from tests.cluster.harness import (
     weights_of,
 )
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 RELEASE = ["Pending", "Healthy", "Progressing", "Promoting", "Watching", "Healthy"]
 LONG = {"canary": {"steps": [{"weight": 20, "duration": "10m"}, {"weight": 50, "duration": "2s"}]}}
 SHORT = {"canary": {"steps": [{"weight": 50, "duration": "1s"}]}}
@@ -37,11 +39,6 @@ NEVER_READY = {
     "metadata": {"annotations": {READY_ANNOTATION: "false"}},
     "spec": {"containers": [CONTAINER]},
 }
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
 
 
 def in_order(wanted: list[str], found: list[str]) -> bool:

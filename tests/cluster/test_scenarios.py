@@ -17,6 +17,7 @@ from lab.process import wait_until
 from tests.cluster.harness import (
     Rollout,
     SideBySide,
+    Stories,
     Story,
     World,
     analysis,
@@ -28,14 +29,10 @@ from tests.cluster.harness import (
 )
 from tests.cluster.test_releases import CONTAINER, LONG, in_order_once, message
 
-STORIES: list[Story] = []
+STORIES = Stories()
+story = STORIES.story
 POLICIES = "admissionregistration.k8s.io/v1"
 OFF = {"mode": "Off"}
-
-
-def story(function: Story) -> Story:
-    STORIES.append(function)
-    return function
 
 
 def workload(replicas: int = 2, *, image: str = "lab/pause:1", **more: Any) -> Object:

@@ -31,7 +31,7 @@ class _Documented(StrEnum):
 class ConditionType(_Documented):
     """Types of conditions, in the order in which they are listed."""
 
-    ACCEPTED = "Accepted", "Whether the spec can be acted on. False freezes forward motion only."
+    ACCEPTED = "Accepted", "Whether the spec can be acted on. All but True freezes forward motion only."
     READY = "Ready", "Whether what the spec asks for serves all the traffic that it should."
     RECONCILING = (
         "Reconciling",
@@ -74,6 +74,10 @@ class Reason(_Documented):
     NOT_SUPPORTED = (
         "NotSupported",
         "The router, or what is installed in the cluster, can't do what the spec asks for.",
+    )
+    NOT_CHECKED = (
+        "NotChecked",
+        "The API server can't say now whether the spec can be acted on; it is asked again.",
     )
 
     # Ready, Reconciling, Stalled: what goes on

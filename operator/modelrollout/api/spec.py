@@ -306,6 +306,17 @@ class RequestMatch(Model):
     query_params: Annotated[tuple[QueryParamMatch, ...], Field(min_length=1, max_length=8)] | None = None
     """Parameters of the query, all of which must match."""
 
+    @property
+    def compared(self) -> tuple[HeaderMatch, ...]:
+        """The headers that an HTTPRoute compares: the cookie is looked for in the header Cookie."""
+        headers = self.headers or ()
+        if self.cookie is None:
+            return headers
+        pair = f"{re.escape(self.cookie.name)}={re.escape(self.cookie.value)}"
+        # Gateways differ in whether the whole value must match: this says the same to all.
+        cookie = HeaderMatch(type="RegularExpression", name="Cookie", value=f"^(.*;\\s*)?{pair}(;.*)?$")
+        return (*headers, cookie)
+
 
 RequestMatches = Annotated[tuple[RequestMatch, ...], Field(min_length=1, max_length=8)]
 

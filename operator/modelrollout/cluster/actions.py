@@ -141,28 +141,36 @@ async def _create(port: Cluster, action: Create) -> Done:
     """Create by server-side apply: only then are fields that we give up later removed from the object.
 
     Apply also writes over an object that exists, and a POST would record another kind of ownership; so look first. In
-    the moment between, `force=False` keeps us from taking fields that somebody else has just set.
+    the moment between, `force=False` keeps us from taking fields that somebody else has just set. What is there and ours was
+    not seen, so nothing can be said of its fields: Conflict, to look at it anew.
     """
     kind, (namespace, name) = kind_of(action.obj), name_of(action.obj)
     present = await port.get(kind, namespace, name)
-    if present is not None and _ours(present, action.obj):
-        raise Conflict(f"create {kind.kind} {namespace}/{name}: it is there already, and ours", status=409)
-    if present is not None:
+    if present is None:
+        return Done(action, await port.apply(action.obj, force=False), True)
+    if not _ours(present, action.obj):
         raise NameTaken(
             f"{kind.kind} {name} exists and does not belong to this ModelRollout: delete or rename it",
             present,
         )
-    return Done(action, await port.apply(action.obj, force=False), True)
+    why = f"create {kind.kind} {namespace}/{name}: it is there already, and ours"
+    labels = present["metadata"].get("labels") or {}
+    wanted = labels | action.obj["metadata"]["labels"]
+    if wanted != labels:
+        # A watch by label took it for deleted, and would for ever.
+        why += "; its labels are put back"
+        operation = {"op": "add", "path": "/metadata/labels", "value": wanted}
+        await _execute(port, patch_seen(kind, present, [operation], why))
+    raise Conflict(why, status=409)
 
 
 def _ours(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether the store is only behind: the object is ours, or was and will be taken back once the store knows it."""
-    there, controller = present["metadata"], _controller(wanted)
-    if controller is not None and _controller(present) == controller:
-        return True
-    same = (there.get("labels") or {}).get(ROLLOUT_LABEL) == wanted["metadata"]["labels"].get(ROLLOUT_LABEL)
-    owner = _controller(present)
-    return same and (owner is None or controller is None or owner[:2] == controller[:2])
+    owner, controller = _controller(present), _controller(wanted)
+    if owner is not None and controller is not None:
+        return owner[:2] == controller[:2]
+    labels = present["metadata"].get("labels") or {}
+    return bool(labels.get(ROLLOUT_LABEL) == wanted["metadata"]["labels"].get(ROLLOUT_LABEL))
 
 
 def _controller(obj: Mapping[str, Any]) -> tuple[str, str, str] | None:

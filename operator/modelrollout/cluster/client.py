@@ -36,6 +36,7 @@ from modelrollout.cluster.port import FIELD_MANAGER, EventType, Hooks, Propagati
 REQUEST_SECONDS = 10.0
 LIST_SECONDS = 30.0
 WATCH_SECONDS = 300  # the server ends a watch after this long
+SILENT_SECONDS = 90.0  # a watch that tells nothing for so long is dead: there is a bookmark every minute
 PAGE = 500
 MAX_PAGES = 10_000
 
@@ -205,7 +206,9 @@ class KubernetesCluster:
             "resourceVersion": resource_version,
         }
         named, status, began = f"watch {kind.kind} {namespace}/{name or '*'}", 0, time.monotonic()
-        limit = aiohttp.ClientTimeout(total=WATCH_SECONDS + 30, connect=self._request_seconds)
+        limit = aiohttp.ClientTimeout(
+            total=WATCH_SECONDS + 30, connect=self._request_seconds, sock_read=SILENT_SECONDS
+        )
         response: Any = None
         try:
             request = await self._request("GET", kind.path(namespace), query, None, _JSON)

@@ -17,6 +17,10 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
+LONGEST_PAUSE = 30.0
+"""Seconds between two tries at most, before jitter. What made a round fail may be over at any time and wakes nobody, and a
+candidate may have traffic."""
+
 
 class QueueShutDown(Exception):
     """There will be no more keys."""
@@ -30,7 +34,7 @@ class WorkQueue(Generic[K]):
     """
 
     def __init__(
-        self, *, base: float = 1.0, cap: float = 300.0, jitter: Callable[[], float] = random.random
+        self, *, base: float = 1.0, cap: float = LONGEST_PAUSE, jitter: Callable[[], float] = random.random
     ) -> None:
         self._base = base
         self._cap = cap
@@ -103,6 +107,11 @@ class WorkQueue(Generic[K]):
         pause = max(at_least, pause * (0.5 + 0.5 * self._jitter()))
         self.add_after(key, pause)
         return pause
+
+    def retry_failed(self) -> None:
+        """Have the keys that wait out a back-off worked on now: what they failed by is over."""
+        for key in self._failures:
+            self.add(key)
 
     def forget(self, key: K) -> None:
         """The key succeeded, or its object is gone: the next failure is a first one."""

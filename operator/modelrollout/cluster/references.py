@@ -47,6 +47,7 @@ class _Watch:
     keys: set[Key] = field(default_factory=set)
     listed: asyncio.Event = field(default_factory=asyncio.Event)
     error: ClusterError | None = None  # why it was never listed
+    missed: bool = False  # somebody went on without it, and is told when it is there
     known: dict[Ref, Object] = field(default_factory=dict)
 
 
@@ -67,7 +68,8 @@ class References:
     async def need(self, key: Key, interests: Collection[Interest]) -> None:
         """Say what a rollout needs to see, in place of what it said before; returns once all of it is in the store.
 
-        Raises Forbidden or Unavailable if that can't be. A kind that is not served has no objects.
+        Raises Forbidden or Unavailable if that can't be: then the rollout is told when it can, and asking again does not wait
+        any more. A kind that is not served has no objects.
         """
         wanted = frozenset(interests)
         before = self._needs.get(key, frozenset())
@@ -79,8 +81,22 @@ class References:
             self._join(key, interest)
         for interest in before - wanted:
             self._leave(key, interest)
-        for interest in wanted:
-            await self._await_listing(interest)
+        watches = [(interest.kind.kind, self._watches[interest]) for interest in wanted]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LISTED_WITHIN):
+                for _, watch in watches:
+                    if not watch.missed:
+                        await watch.listed.wait()
+        for _, watch in watches:
+            watch.missed = not watch.listed.is_set()
+        for kind, watch in watches:
+            if watch.missed:
+                raise watch.error or Unavailable(f"list {kind}: no answer within {LISTED_WITHIN:g} s")
+
+    def listed(self, interest: Interest) -> bool:
+        """Whether what an interest matches is in the store."""
+        watch = self._watches.get(interest)
+        return watch is not None and watch.listed.is_set()
 
     def forget(self, key: Key) -> None:
         """The rollout is gone."""
@@ -96,6 +112,15 @@ class References:
         """Names of the objects that an interest matches now."""
         watch = self._watches.get(interest)
         return frozenset(ref.name for ref in watch.known) if watch else frozenset()
+
+    def refresh(self) -> None:
+        """What is known is too old: rounds wait until it has been listed anew."""
+        for interest, watch in self._watches.items():
+            if watch.task is not None:
+                watch.task.cancel()
+            watch.listed.clear()
+            watch.task = asyncio.create_task(self._follow(interest, watch))
+            self._tell(watch)
 
     async def close(self) -> None:
         """End all watches."""
@@ -124,16 +149,6 @@ class References:
                 watch.task.cancel()
             for ref in list(watch.known):
                 self._drop(watch, ref)
-
-    async def _await_listing(self, interest: Interest) -> None:
-        watch = self._watches.get(interest)
-        if watch is None or watch.listed.is_set():
-            return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(watch.listed.wait(), LISTED_WITHIN)
-        if watch.listed.is_set():
-            return
-        raise watch.error or Unavailable(f"list {interest.kind.kind}: no answer within {LISTED_WITHIN:g} s")
 
     async def _follow(self, interest: Interest, watch: _Watch) -> None:
         pause = LEAST_PAUSE
@@ -187,7 +202,8 @@ class References:
         first = not watch.listed.is_set()
         watch.listed.set()
         after = {ref: obj["metadata"].get("resourceVersion") for ref, obj in watch.known.items()}
-        if not first and before != after:
+        if watch.missed or (not first and before != after):
+            watch.missed = False
             self._tell(watch)
 
     def _take(self, watch: _Watch, obj: Object) -> None:

@@ -3,12 +3,12 @@ says of the pod template. Each question is asked once, not every few seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from ..api.conditions import ConditionType, Reason
 from ..api.spec import Gate, Spec
 from ..api.status import Status
-from ..cluster.errors import Forbidden, Invalid, KindNotServed
+from ..cluster.errors import Forbidden, Invalid, KindNotServed, Unavailable
 from ..cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
@@ -40,6 +40,7 @@ from .gates import GateRights
 from .memory import Checked, Memory
 
 RECHECK = 60.0  # seconds after which an obstacle in the cluster is looked at again
+ASK_AGAIN = 15.0  # the same, if there was no answer
 
 QueryProblem = Callable[[Object, Spec], Problem | None]
 
@@ -104,13 +105,30 @@ class Acceptance:
             spec.traffic.router,
             "probed" if probe else "",
         )
-        checked = memory.checked
-        if checked is None or checked.question != question or self._now() >= checked.again_at:
-            problem = await self._ask(rollout, spec, revision, names, probe, new=not recorded)
-            lasting = problem is None or problem.reason is Reason.INVALID_TEMPLATE
-            again = float("inf") if lasting else self._now() + RECHECK
-            checked = memory.checked = Checked(question, problem, again)
-        return checked.problem
+        if self._open(memory.checked, question):
+            asked = self._ask(rollout, spec, revision, names, probe, new=not recorded)
+            memory.checked = await self._answer(question, asked, status)
+        return memory.checked.problem if memory.checked else None
+
+    def _open(self, checked: Checked | None, question: tuple[str, ...]) -> bool:
+        """Whether a question is to be asked now."""
+        return checked is None or checked.question != question or self._now() >= checked.again_at
+
+    async def _answer(
+        self, question: tuple[str, ...], asked: Awaitable[Problem | None], status: Status
+    ) -> Checked:
+        """What the API server says. That it does not answer keeps a rollout from going forward, and from nothing else: what
+        was accepted before is still judged. Raises Unavailable if nothing was."""
+        pause = RECHECK
+        try:
+            problem = await asked
+        except Unavailable as error:
+            if status.accepted is None:
+                raise
+            why = f"it can't be checked now, and the API server is asked again: {_words(error.message)}"
+            problem, pause = Problem(Reason.NOT_CHECKED, why), ASK_AGAIN
+        lasting = problem is None or problem.reason is Reason.INVALID_TEMPLATE
+        return Checked(question, problem, float("inf") if lasting else self._now() + pause)
 
     def taken(self, memory: Memory) -> None:
         """A write found a foreign object under a name that we need: what was asked about it holds no more."""
@@ -176,13 +194,11 @@ class Acceptance:
         accepted = any(c.type == ConditionType.ACCEPTED and c.status == "True" for c in status.conditions)
         if not jobs or (accepted and status.observed_generation == rollout["metadata"].get("generation")):
             return None
-        checked, question = memory.checked_gates, tuple(sorted(jobs))
-        if checked is None or checked.question != question or self._now() >= checked.again_at:
-            problem = await self._dry_run_jobs(rollout, spec, jobs.values())
-            lasting = problem is None or problem.reason is Reason.INVALID_TEMPLATE
-            again = float("inf") if lasting else self._now() + RECHECK
-            checked = memory.checked_gates = Checked(question, problem, again)
-        return checked.problem
+        question = tuple(sorted(jobs))
+        if self._open(memory.checked_gates, question):
+            asked = self._dry_run_jobs(rollout, spec, jobs.values())
+            memory.checked_gates = await self._answer(question, asked, status)
+        return memory.checked_gates.problem if memory.checked_gates else None
 
     async def _dry_run_jobs(self, rollout: Object, spec: Spec, gates: Iterable[Gate]) -> Problem | None:
         for gate in gates:

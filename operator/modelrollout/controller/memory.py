@@ -118,6 +118,7 @@ class Memory:
     alarms: dict[str, Alarm] = field(default_factory=dict)  # by metric: the watch without holdback
     unreadable: str = ""  # why the committed evidence can't be read; it is then kept as it stands
     trouble: str = ""  # why a child could not be written in the last round
+    lasts: bool = False  # whether the API server refused it: the same write would be refused again
     refused: int = 0  # rounds in a row in which one could not
     refused_until: float | None = None  # when it is tried again at the latest
     parsed: Parsed | None = None

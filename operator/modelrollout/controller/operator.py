@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -51,6 +51,10 @@ _log = logging.getLogger(__name__)
 
 REREAD = 60.0  # seconds after which a status that can't be read is looked at again
 WATCH_LAG = 120.0  # a watch that has not told by then what a listing showed is dead
+LONG_SILENCE = (
+    10.0  # seconds without an answer of the API server: what is known of the cluster is too old then
+)
+SILENCE_CHECK = 10.0  # at most as many seconds after its return it is noticed
 LEASE_WAIT = 30.0  # a Lease that nobody holds is taken well within these seconds
 STOP_WAIT = 20.0  # seconds for rounds under way to end, when told to stop
 RELIST_DELAY = (
@@ -78,7 +82,9 @@ class _Parts:
     relist: set[Kind] = field(default_factory=set)
     listed: asyncio.Event = field(default_factory=asyncio.Event)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
-    silent: bool = False  # the last request to the API server got no answer
+    silent: float | None = None  # since when no request to the API server was answered; monotonic
+    outdated: bool = False  # nothing is written before the cluster has been read anew
+    references: References | None = None
     lost: asyncio.Event = field(default_factory=asyncio.Event)  # somebody else may lead now
     election: LeaderElection | None = None
     unread: str = ""  # why the cluster could not be read yet
@@ -116,7 +122,7 @@ def _guarded(given: Hooks, parts: Callable[[], _Parts]) -> Hooks:
     """Hooks that count requests, and let nothing be written by a process that does not lead."""
 
     def answered(request: Request) -> None:
-        parts().silent = request.status == 0
+        _note_silence(parts(), request)
         parts().metrics.observe_request(request)
         _note_served(parts(), request)
         given.answered(request)
@@ -126,6 +132,11 @@ def _guarded(given: Hooks, parts: Callable[[], _Parts]) -> Hooks:
         if write.kind != LEASE.kind and not parts().may_write():
             raise Unavailable(
                 f"{write.verb} {write.kind} {write.name}: not sent, this process does not lead any more"
+            )
+        if write.kind != LEASE.kind and _out_of_sight(parts()):
+            raise Unavailable(
+                f"{write.verb} {write.kind} {write.name}: not sent, the API server was silent for long, so the cluster "
+                "is read anew first"
             )
 
     return Hooks(answered=answered, before_write=before_write, after_write=given.after_write)
@@ -145,11 +156,11 @@ async def _health(parts: _Parts) -> AsyncIterator[HealthServer]:
         return None if parts.unseen is None else time.monotonic() - parts.unseen
 
     async def api_server() -> str | None:
-        if parts.silent:  # the last request may be long ago
+        if parts.silent is not None:  # the last request may be long ago
             with suppress(ClusterError, TimeoutError):
                 async with asyncio.timeout(CHECK_SECONDS / 2):
                     await get()
-        return "the API server does not answer" if parts.silent else None
+        return "the API server does not answer" if parts.silent is not None else None
 
     started = time.monotonic()
 
@@ -181,6 +192,19 @@ def _unready(parts: _Parts, age: float) -> str | None:
         settings = parts.settings
         return f"nobody holds Lease {settings.lease_namespace}/{settings.lease_name}, and it can't be taken: see the log"
     return parts.unread or "the cluster has not been read yet"
+
+
+def _note_silence(parts: _Parts, request: Request) -> None:
+    """After a long silence what the store has is old: pods may be gone, and their watches tell of it after they are back."""
+    if request.status == 0:
+        parts.silent = time.monotonic() if parts.silent is None else parts.silent
+    else:
+        parts.outdated, parts.silent = _out_of_sight(parts), None
+
+
+def _out_of_sight(parts: _Parts) -> bool:
+    long = parts.silent is not None and time.monotonic() - parts.silent >= LONG_SILENCE
+    return long or parts.outdated
 
 
 def _note_served(parts: _Parts, request: Request) -> None:
@@ -264,7 +288,7 @@ def _surroundings(parts: _Parts, stack: AsyncExitStack) -> Surroundings:
     """What rounds work with; `stack` closes it."""
     settings = parts.settings
     servers = _servers(parts, stack)
-    references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
+    references = parts.references = References(parts.cluster, parts.store, lambda keys: _wake(parts, keys))
     stack.push_async_callback(references.close)
     rights = GateRights(settings.gate_webhooks, settings.gate_secrets, settings.gate_jobs)
     gates = Gates(
@@ -371,6 +395,7 @@ async def _read_all(parts: _Parts, acceptance: Acceptance) -> None:
                 await asyncio.wait_for(parts.stop.wait(), pause)
             pause = min(10.0, pause * 2)
             continue
+        parts.outdated = False
         parts.listed.set()
         for key in parts.store.rollouts():
             parts.queue.add(key)
@@ -416,19 +441,42 @@ async def _resync(parts: _Parts, acceptance: Acceptance) -> None:
             await asyncio.wait_for(parts.stop.wait(), pause)
         now = time.monotonic()
         everything = now >= due
-        kinds = watched(parts.settings) if everything else tuple(parts.relist)
+        silent, outdated = parts.silent is not None, _out_of_sight(parts)
+        if silent:
+            parts.relist.add(MODEL_ROLLOUT)  # or nobody would notice before the first back-off is over
+        kinds = watched(parts.settings) if everything or outdated else tuple(parts.relist)
         parts.relist.clear()
-        for kind in kinds:
-            try:
-                await _read(parts, acceptance, kind)
-            except ClusterError as error:
-                _log.warning("resync failed, it is tried again: %s", error)
-                parts.relist.add(kind)
-        pause = min(60.0, pause * 2) if parts.relist.intersection(kinds) else RELIST_DELAY
+        failed = await _read_again(parts, acceptance, kinds)
+        parts.relist |= failed
+        if outdated and not failed:
+            _go_on(parts)
+        pause = min(SILENCE_CHECK if silent or outdated else 60.0, pause * 2) if failed else RELIST_DELAY
         if everything:
             due = _jittered(parts.settings.resync)
             for key in parts.store.rollouts():
                 parts.queue.add(key)
+
+
+async def _read_again(parts: _Parts, acceptance: Acceptance, kinds: Collection[Kind]) -> set[Kind]:
+    """The kinds that could not be read."""
+    failed: set[Kind] = set()
+    for kind in kinds:
+        try:
+            await _read(parts, acceptance, kind)
+        except ClusterError as error:
+            _log.warning("resync failed, it is tried again: %s", error)
+            failed.add(kind)
+            if parts.silent is not None:
+                return set(kinds)  # the others would get no answer either, each after its own time limit
+    return failed
+
+
+def _go_on(parts: _Parts) -> None:
+    """After a long silence, when all has been read: nobody waits out his back-off, a candidate may be harmful by now."""
+    if parts.references is not None:
+        parts.references.refresh()
+    parts.outdated = False
+    parts.queue.retry_failed()
 
 
 def _owes(store: Store, items: Sequence[Object]) -> bool:

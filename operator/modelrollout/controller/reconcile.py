@@ -19,7 +19,7 @@ from ..api.spec import Spec
 from ..api.status import Status
 from ..api.validate import parse
 from ..cluster.actions import Action, Apply, Done, JsonPatch, NameTaken, execute
-from ..cluster.errors import ClusterError, Forbidden, Invalid
+from ..cluster.errors import ClusterError, Conflict, Forbidden, Invalid
 from ..cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, ROUTES, Object
 from ..cluster.port import Cluster
 from ..cluster.store import Key, Ref, Store
@@ -64,6 +64,7 @@ class Reconciler:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._memories = Memories()
+        self._dropped: set[str] = set()  # fields of the status that the installed CRD does not have
 
     def close(self) -> None:
         """End all that is under way in the background."""
@@ -182,7 +183,10 @@ class Reconciler:
             problem=reading.problem or (memory.trouble if not reading.accepted else "") or None,
             contested_by=memory.contested_by(now),
         )
-        revisions = observe(rollout, children, now)
+        roles = (status.stable, status.candidate, status.previous)
+        # While writes are refused, a Service that is away may stay so.
+        served = [role.revision for role in roles if role and role.ready and not memory.trouble]
+        revisions = observe(rollout, children, now, served=served)
         if memory.trouble:
             # Whatever pods are waited for, this comes first: without the write they do not come.
             revisions = {
@@ -197,6 +201,7 @@ class Reconciler:
             stored=frozenset(revision for obj in records if (revision := revision_of(obj))),
             gates=self._around.gates.read(rollout, status, children, memory),
             lost=lost_revisions(rollout, children),
+            refused=memory.lasts,
             pinned=first or pinned(rollout, spec, children),
         )
 
@@ -225,16 +230,31 @@ class Reconciler:
         except Exception:
             memory.reload()
             raise
+        memory.state, memory.committed_at = decision.state, now
+        if written["metadata"]["resourceVersion"] == metadata["resourceVersion"]:
+            self._note_dropped(wire, written)
+            return rollout
         self._around.store.wrote(written)
         if decision.status.accepted != before.accepted:
             # What it no longer steers another one may be waiting for; the watch's echo of this write is no news.
             self._around.acceptance.rollout_changed(Key(metadata["namespace"], metadata["name"]))
-        memory.state, memory.committed_at = decision.state, now
         return written
+
+    def _note_dropped(self, wire: Mapping[str, Any], written: Object) -> None:
+        """Say once that a write came to nothing: the API server drops fields that its definition of the kind does not have."""
+        kept = written.get("status") or {}
+        dropped = sorted(name for name, value in wire.items() if kept.get(name) != value)
+        if dropped and not self._dropped.issuperset(dropped):
+            self._dropped.update(dropped)
+            _log.error(
+                "the API server does not keep status.%s of a ModelRollout: apply the CustomResourceDefinition that belongs to this "
+                "version of the operator, Helm does not upgrade it",
+                ", status.".join(dropped),
+            )
 
     async def _tell(self, rollout: Object, *, before: Status, decision: Decision) -> None:
         """Events and counters of what was committed."""
-        self._count_outcome(before, decision)
+        self._count_outcomes(before, decision)
         for event in decision.events:
             await self._post(rollout, event)
 
@@ -268,28 +288,38 @@ class Reconciler:
                 failed += await self._carry_out(step(rollout, spec, status, children, now), done)
             children = self._around.sources.children(key, rollout, (spec,), status)
             self._around.gates.ask(rollout, spec, status, children, memory)
-            if any(isinstance(error, NameTaken) for error in failed):
-                self._around.acceptance.taken(memory)
-            if failed and memory.trouble != failed[0].message:
-                _log.warning("%s/%s: %s", *key, failed[0])
-            if failed:
-                notes.append(Event(EventReason.INVALID, failed[0].message))
+            notes += self._note_failed(key, failed, memory, now)
+            for error in failed:
+                if not _lasts(error):
+                    raise error
             notes += await self._take_over(rollout, spec, status, memory, done, held=held)
-            memory.note_refused([error.message for error in failed], now)
         finally:
             for note in notes:
                 await self._post(rollout, note)
 
     async def _carry_out(self, actions: Iterable[Action], done: Callable[[Done], None]) -> list[ClusterError]:
-        """Carry the actions out, and go on past those that the API server refuses: a name that somebody took must not
-        keep traffic where it is. Raises Unavailable and Conflict: then the world has to be looked at anew."""
-        refused: list[ClusterError] = []
+        """Carry the actions out, and go on past those that fail: a name that somebody took, or a webhook that is away,
+        must not keep traffic where it is."""
+        failed: list[ClusterError] = []
         for action in actions:
             try:
                 await execute(self._around.cluster, [action], done=done)
-            except (NameTaken, Invalid, Forbidden) as error:
-                refused.append(error)
-        return refused
+            except ClusterError as error:
+                failed.append(error)
+        return failed
+
+    def _note_failed(self, key: Key, failed: list[ClusterError], memory: Memory, now: float) -> list[Event]:
+        """Keep what is to be told of writes that failed, what lasts first; the event for it."""
+        lasting = [error for error in failed if _lasts(error)]
+        if any(isinstance(error, NameTaken) for error in lasting):
+            self._around.acceptance.taken(memory)
+        if lasting and memory.trouble != lasting[0].message:
+            _log.warning("%s/%s: %s", *key, lasting[0])
+        # A Conflict is news of the world, and no trouble.
+        away = [error for error in failed if not isinstance(error, Conflict) and error not in lasting]
+        memory.note_refused([error.message for error in (*lasting, *away)], now)
+        memory.lasts = bool(lasting)
+        return [Event(EventReason.INVALID, lasting[0].message)] if lasting else []
 
     async def _take_over(
         self,
@@ -318,10 +348,11 @@ class Reconciler:
             rollout, type=event.reason.type, reason=event.reason.value, note=event.message
         )
 
-    def _count_outcome(self, before: Status, decision: Decision) -> None:
-        known = {entry.attempt for entry in before.history if entry.ended_at is not None}
-        for entry in decision.status.history[:1]:
-            if entry.ended_at is None or entry.outcome is None or entry.attempt in known:
+    def _count_outcomes(self, before: Status, decision: Decision) -> None:
+        # An attempt ends once more when it goes back after its promotion; and the next one may begin in the same commit.
+        known = {(entry.attempt, entry.ended_at) for entry in before.history}
+        for entry in decision.status.history:
+            if entry.ended_at is None or entry.outcome is None or (entry.attempt, entry.ended_at) in known:
                 continue
             seconds = entry.ended_at - entry.started_at if entry.started_at else None
             self._around.metrics.count_outcome(
@@ -352,6 +383,11 @@ class Reconciler:
                 low=metric.low,
                 high=metric.high,
             )
+
+
+def _lasts(error: ClusterError) -> bool:
+    """Whether the same write would be refused again; after any other error the world has to be looked at anew."""
+    return isinstance(error, NameTaken | Invalid | Forbidden)
 
 
 def read_status(rollout: Mapping[str, Any]) -> Status:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ..api.conditions import Reason
 from ..api.revision import hash_revision
 from ..api.spec import ModelSource, Spec
 from ..api.status import Status
+from ..cluster.errors import ClusterError, Forbidden, Unavailable
 from ..cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
 from ..cluster.pods import Pod
 from ..cluster.references import References
@@ -25,7 +27,7 @@ from ..workloads.own_services import (
     undone_services,
     with_capacity,
 )
-from ..workloads.source import filled_in, interests, pool_members
+from ..workloads.source import backing, filled_in, interests, pool_members
 
 _DEPTH = 4  # a Deployment names ConfigMaps, a Service selects pods: what is found may name more
 
@@ -59,9 +61,15 @@ class Sources:
     ) -> Source:
         """What the object asks for by its spec (None: it can't be read), once all that this names is in the store.
 
-        Raises the errors of `cluster.errors`.
+        What can't be read now keeps the rollout from going forward; Forbidden or Unavailable is raised if there is nothing
+        to fall back on, or it can't be seen which pods are ready.
         """
-        await self._refer(key, rollout, [one for one in (spec, fallback) if one is not None], status)
+        try:
+            await self._refer(key, rollout, [one for one in (spec, fallback) if one is not None], status)
+        except (Forbidden, Unavailable) as error:
+            if fallback is None or not self._sees(key, rollout, fallback, status):
+                raise
+            return Source(None, fallback, "", _unread(error))
         if spec is None:
             return Source(None, fallback, "", None)
         spec, problem = filled_in(spec, lambda kind, name: self._find(key, kind, name), track=self._track)
@@ -139,8 +147,15 @@ class Sources:
         """The revision behind the user's stable Service, as long as nothing is known of the rollout."""
         return first_pinned(spec, status)
 
+    def _sees(self, key: Key, rollout: Object, spec: Spec, status: Status) -> bool:
+        """Whether all is in the store that tells which pods are ready."""
+        children = self._plain_children(key)
+        needed = backing(rollout, spec, status, children, lambda kind, name: self._find(key, kind, name))
+        return all(map(self._references.listed, needed))
+
     async def _refer(self, key: Key, rollout: Object, specs: list[Spec], status: Status) -> None:
         seen: set[object] = set()
+        failed: ClusterError | None = None
         for _ in range(_DEPTH):
             children = self._plain_children(key)
             wanted = interests(
@@ -152,12 +167,25 @@ class Sources:
                 track=self._track,
             )
             if wanted == seen:
-                return
-            await self._references.need(key, wanted)
+                break
+            try:
+                await self._references.need(key, wanted)
+            except (Forbidden, Unavailable) as error:
+                failed = failed or error  # the rest is read all the same
             seen = set(wanted)
+        if failed is not None:
+            raise failed
 
     def _find(self, key: Key, kind: Kind, name: str) -> Object | None:
         return self._store.get(kind, key.namespace, name)
+
+
+def _unread(error: ClusterError) -> Problem:
+    if isinstance(error, Forbidden):
+        return Problem(Reason.NOT_SUPPORTED, f"the operator lacks a right: {error.message}")
+    return Problem(
+        Reason.NOT_CHECKED, f"what it refers to can't be read now, it is tried again: {error.message}"
+    )
 
 
 def _undone(source: Source, rollout: Object, status: Status, children: Children) -> Source:

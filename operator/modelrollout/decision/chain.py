@@ -123,8 +123,8 @@ def too_late(round: Round) -> Round | None:
     if not short and round.seen.route.routed_since is not None:
         return None  # all is there, if late: an operator that was away must not roll back what works
     ours = round.spec.workload.services is None
-    if short and ours and view.desired < desired and not view.waiting:
-        return None  # nobody asked for these pods, nor was refused: the operator or the API server was away
+    if short and ours and view.desired < desired and not round.seen.refused:
+        return None  # nobody asked for these pods, nor was refused: the operator, the API server or a webhook was away
     if short:
         why = f"{pods_summary(round, round.status.candidate)} within progressDeadline"
         return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)

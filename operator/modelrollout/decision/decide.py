@@ -11,7 +11,7 @@ from .capacity import at_goal, needed, set_sizes, set_weights, size_before
 from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
 from .clocks import set_clocks
 from .gates import ask_anew, next_asking, note_gates
-from .plans import follow_plan
+from .plans import follow_durations, follow_plan
 from .report import FAILED_POLLS, report
 from .requests import read_requests
 from .round import Round
@@ -69,7 +69,8 @@ def decide(
             return _invalid(wish, status, refusal, now)
         round = _enter(read_requests(round))
     else:
-        round = note_gates(follow_plan(apply_requests(read_requests(round))))
+        round = apply_requests(follow_durations(read_requests(round)))
+        round = note_gates(follow_plan(round))
         round = note_alarm(note_data(note_pods(round)))
         round = run_chain(start_clock(round))
     return _finish(round)
@@ -123,7 +124,7 @@ def _accepted_spec(wish: Wish, status: Status) -> tuple[Spec | None, tuple[Reaso
 
 
 def _refusal_event(round: Round) -> Round:
-    if round.refusal is None:
+    if round.unchecked or round.refusal is None:
         return round
     reason, why = round.refusal
     known = {c.message for c in round.status.conditions if c.type == "Accepted" and c.status == "False"}

@@ -1,4 +1,4 @@
-"""Edits of the plan in the middle of a rollout: evidence is kept, and no edit raises the weight."""
+"""Edits of plan and durations in the middle of a rollout: evidence is kept, and no edit raises the weight."""
 
 from __future__ import annotations
 
@@ -39,6 +39,33 @@ def follow_plan(round: Round) -> Round:
     return round.put(plan=new, step=_entered(round, new, index))
 
 
+def follow_durations(round: Round) -> Round:
+    """The round whose deadlines and watch have gained or lost what an edit gave to their durations, running or held."""
+    old, new, status = round.wish.fallback, round.spec, round.status
+    if old is None:
+        return round
+    more = new.analysis.deadline - old.analysis.deadline
+    progress = new.progress_deadline - old.progress_deadline
+    round = round.put(
+        deadline_at=_moved(status.deadline_at, more),
+        deadline_left=_moved(status.deadline_left, more),
+        progress_deadline_at=_moved(status.progress_deadline_at, progress),
+    )
+    watch, longer = status.watch, new.watch.duration - old.watch.duration
+    if watch is None:
+        return round
+    update = {
+        "ends_at": _moved(watch.ends_at, longer),
+        "left": _moved(watch.left, longer),
+        "latest": watch.latest + 2 * longer,
+    }
+    return round.put(watch=watch.model_copy(update=update))
+
+
+def _moved(time: float | None, more: float) -> float | None:
+    return None if time is None else max(0.0, time + more)
+
+
 def _stay(round: Round, plan: list[PlanStep], index: int) -> Round:
     count, display = len(plan), f"{index + 1}/{len(plan)}"
     return round.put(plan=plan).put_step(index=index, count=count, display=display)
@@ -64,8 +91,8 @@ def _same_weight(round: Round, plan: list[PlanStep], index: int, present: PlanSt
         id=plan[index].id,
         approved=False,
         gates=[],
-        ends_at=None if step.ends_at is None else step.ends_at + more,
-        left=None if step.left is None else max(0.0, step.left + more),
+        ends_at=_moved(step.ends_at, more),
+        left=_moved(step.left, more),
     )
 
 

@@ -142,7 +142,7 @@ def _judged(round: Round) -> str:
 def _conditions(round: Round) -> Iterator[Wanted]:
     refused = round.refusal
     yield (
-        Wanted(ConditionType.ACCEPTED, "False", refused[0], refused[1])
+        Wanted(ConditionType.ACCEPTED, "Unknown" if round.unchecked else "False", refused[0], refused[1])
         if refused
         else Wanted(ConditionType.ACCEPTED, "True", Reason.ACCEPTED)
     )
@@ -167,6 +167,10 @@ _READY = {
 def _progress(round: Round) -> Iterator[Wanted]:
     """Ready, and at most one of Reconciling and Stalled."""
     status = round.status
+    if round.refusal and round.unchecked:
+        yield Wanted(ConditionType.READY, "Unknown", *round.refusal)
+        yield Wanted(ConditionType.RECONCILING, "True", *round.refusal)
+        return
     message = _phase_message(round)[:1024]
     ready, reason = _READY[status.phase or Phase.PENDING]
     why = round.reason or reason

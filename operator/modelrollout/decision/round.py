@@ -66,6 +66,11 @@ class Round:
         return self.status.phase
 
     @property
+    def unchecked(self) -> bool:
+        """Whether nobody could say yet if the spec is acceptable: nothing moves forward, and nothing is wrong with it."""
+        return self.refusal is not None and self.refusal[0] is Reason.NOT_CHECKED
+
+    @property
     def comparing(self) -> bool:
         """Whether a candidate is being tried (Progressing or Paused)."""
         return self.phase in (Phase.PROGRESSING, Phase.PAUSED)

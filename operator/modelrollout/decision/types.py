@@ -70,6 +70,7 @@ class Observation:
     lost: Mapping[str, str] = field(
         default_factory=dict
     )  # of those, why one that is asked for can't come back
+    refused: bool = False  # the API server refuses a write, and would do so again
     pinned: str | None = None  # the revision that Service `service.name` selects, if it is ours
 
     def of(self, revision: str | None) -> RevisionView:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,12 +31,11 @@ from ..workloads import Children, Ownership, Problem, last_writer, ownership, re
 from ..workloads.backends import Backend
 from ..workloads.children import child_name, deleting, name_in, steered_by
 from ..workloads.observation import answering, ready_behind
-from ..workloads.revisions import pin_of, weights_by_revision
+from ..workloads.revisions import followed, pin_of, weights_by_revision
 from .base import RouteReading, Split, in_percent
 
 ORIGINAL_ANNOTATION = "modelrollout.dev/original"
 FACTOR = 100
-_REVISION = re.compile(r"[a-z2-7]{10}")
 
 
 class Shape(Protocol):
@@ -117,6 +115,8 @@ class _Scope:
     """Whose references are whose in a route. `replaced`: those of the user's that are ours to replace."""
 
     replaced: frozenset[Backend]
+    # Services of our revisions. Their form does not tell them: the user may call a Service fraud-production.
+    revisions: frozenset[Backend] = frozenset()
     # Whether each version is behind one of the user's: what is replaced and what replaces it are then of one sort.
     own: bool = False
     serving: Backend | None = None  # then, what is in front of the stable version
@@ -352,12 +352,13 @@ class BorrowedRouter:
         targets = tuple(one for one in found if one is not None)
         mirrored = status.candidate if status.weights.mirror > 0 else None
         mirror = target(mirrored.revision, status.weights.mirror) if mirrored else None
-        pin = pin_of(spec, status)
-        if pin and not view.scope.own and {one.backend.name for one in targets} <= {child_name(rollout, pin)}:
-            followed = set(answering(children, _root(rollout, spec))) == {pin}
-            if not view.replaced or followed:
+        main = followed(status)
+        alone = main is not None and {one.backend.name for one in targets} <= {child_name(rollout, main)}
+        if alone and not view.scope.own:
+            has_followed = set(answering(children, _root(rollout, spec))) == {main}
+            if not view.replaced or has_followed:
                 return _Wanted((), mirror)
-        serving = target(pin, 100) if pin and view.scope.own else None
+        serving = target(main, 100) if main and view.scope.own else None
         return _Wanted(targets, mirror, serving) if targets else None
 
     # What is read
@@ -549,7 +550,8 @@ class _View:
             return None
         if not self.scope.own:
             (root,) = self.scope.replaced
-            return {"service": root.name, "rules": rules}
+            put = {one.backend.name for one in (*wanted.targets, wanted.mirror) if one}
+            return {"service": root.name, "revisions": sorted(put), "rules": rules}
         originals = (rule["original"][self.shape.backends] or () for rule in rules.values())
         named = {backend for backends in originals for one in backends if (backend := self.reference(one))}
         memory: Object = {"references": [one.to_wire() for one in sorted(named)], "rules": rules}
@@ -686,10 +688,7 @@ class _View:
         return backend is not None and self._is_ours(backend)
 
     def _is_ours(self, backend: Backend) -> bool:
-        if self.scope.own:
-            return backend in self.scope.replaced
-        rest = backend.name.removeprefix(self._prefix)
-        return not backend.pooled and rest != backend.name and _REVISION.fullmatch(rest) is not None
+        return backend in (self.scope.replaced if self.scope.own else self.scope.revisions)
 
 
 def _disowning(shape: Shape, live: Object) -> JsonPatch | None:
@@ -717,7 +716,9 @@ def _scope(rollout: Mapping[str, Any], spec: Spec | None, children: Children, li
     said = _annotation(live) if steered_by(live) == name_in(rollout) else {}
     if not children.bound and (spec is None or spec.workload.services is None):
         root = _root(rollout, spec) if spec else str(said.get("service") or name_in(rollout))
-        return _Scope(frozenset({Backend(root)}))
+        put = said.get("revisions")  # it may be all that is left of a revision
+        names = children.revision_names(rollout) | set(map(str, put if isinstance(put, list) else ()))
+        return _Scope(frozenset({Backend(root)}), frozenset(map(Backend, names)))
     references = said.get("references")
     remembered = [Backend.read(one) for one in references] if isinstance(references, list) else []
     own = spec.workload.services if spec else None
@@ -733,8 +734,8 @@ def _ports(
 ) -> dict[int, int]:
     """Number of a revision's port by the number that callers use: they are the same port if they have the same name."""
     record = record_of(rollout, spec, children, revision)
-    pin = pin_of(spec, status)
-    callers = record_of(rollout, spec, children, pin) if pin else None
+    main = followed(status)
+    callers = record_of(rollout, spec, children, main) if main else None
     if record is None:
         return {}
     named = {int(port["port"]): str(port.get("name")) for port in (callers or record).ports}

@@ -7,7 +7,6 @@ when it was added, or requests would be answered 503 by the gateway.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -231,11 +230,7 @@ def _may_stand(rollout: Mapping[str, Any], children: Children, backend: Backend)
 
 def _narrowed(match: Object, one: RequestMatch) -> Object:
     """A match of the route that asks, besides, for what the step chooses by."""
-    headers = [*(match.get("headers") or ()), *(header.to_wire() for header in one.headers or ())]
-    if one.cookie is not None:
-        pair = f"{re.escape(one.cookie.name)}={re.escape(one.cookie.value)}"
-        # Gateways differ in whether the whole value must match: this says the same to all.
-        headers.append({"type": "RegularExpression", "name": "Cookie", "value": f"^(.*;\\s*)?{pair}(;.*)?$"})
+    headers = [*(match.get("headers") or ()), *(header.to_wire() for header in one.compared)]
     narrowed = match | ({"headers": headers} if headers else {})
     parameters = [parameter.to_wire() for parameter in one.query_params or ()]
     return narrowed | ({"queryParams": parameters} if parameters else {})
@@ -248,7 +243,7 @@ def _unfit(spec: Spec) -> Iterator[str]:
     taken = [h.name.lower() for match in _gateway(spec).matches for h in match.headers or ()]
     most = max((len(match.headers or ()) for match in _gateway(spec).matches), default=0)
     for match in (*tested, *(one for step in strategy.steps for one in step.matches or ())):
-        names = [header.name.lower() for header in match.headers or ()] + (["cookie"] if match.cookie else [])
+        names = [header.name.lower() for header in match.compared]
         twice = next((name for name in names if name in taken or names.count(name) > 1), None)
         if twice is not None:
             yield (
@@ -259,6 +254,14 @@ def _unfit(spec: Spec) -> Iterator[str]:
             yield (
                 f"strategy: matches compare {len(names)} headers besides up to {most} in traffic.gatewayAPI.matches, and an HTTPRoute "
                 f"takes {MOST_HEADERS}: compare fewer"
+            )
+    if strategy.blue_green is not None and strategy.blue_green.preview_header is not None:
+        header = strategy.blue_green.preview_header
+        wanted = {(h.name.lower(), h.type, h.value) for m in _gateway(spec).matches for h in m.headers or ()}
+        if (header.name.lower(), header.type, header.value) in wanted:
+            yield (
+                f"strategy.blueGreen.previewHeader: requests of users have {header.name} with this value too, by "
+                "traffic.gatewayAPI.matches, so nobody would see the candidate: choose another header or value"
             )
 
 

@@ -6,15 +6,16 @@ while two have weight; both are written with the workloads. kube-proxy splits co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..api.conditions import Reason
+from ..api.revision import hash_revision
 from ..api.spec import Spec
-from ..api.status import Status
+from ..api.status import Phase, Status
 from ..cluster.actions import Action
 from ..cluster.kinds import REVISION_LABEL, ROLLOUT_LABEL, Kind, Object
-from ..workloads import Children, Problem, foreign_manager, name_taken, record_of
+from ..workloads import Children, Problem, Record, foreign_manager, name_taken, record_of
 from ..workloads.children import child_name, deleting, name_in
 from ..workloads.observation import answering, ready_pods
 from ..workloads.revisions import pin_of, root_service, weights_by_revision
@@ -23,6 +24,14 @@ from .base import RouteReading, Split
 _NO_MIRROR = (
     f"{Reason.NOT_SUPPORTED}: copies of requests need a router; traffic.podRatio has none: choose another member of "
     "spec.traffic"
+)
+
+
+_OTHER_PORT = (
+    "service.ports: port {name} goes to {new} of the containers, and to {old} in {revision}, which serves: by pod ratio one "
+    "Service sends requests to the pods of both, and for that one number or name must be right in both. Write the name of "
+    "the container's port as targetPort once the pods that serve have a port of that name; after that its number may "
+    "change. Or choose a router in spec.traffic"
 )
 
 
@@ -39,8 +48,25 @@ class PodRatioRouter:
         return None
 
     def problems(self, rollout: Mapping[str, Any], spec: Spec, children: Children) -> list[Problem]:
-        """None: there is no route."""
-        return []
+        """Each port must be reached in the pods of what serves and of what is to come by one number or name: behind one
+        Service there is no other. Before anything has served there is nothing to be shared."""
+        status = rollout.get("status") or {}
+        stable = (status.get("stable") or {}).get("revision")
+        undone = (status.get("undo") or {}).get("revision")
+        revision = hash_revision(spec) if spec.workload.template else undone
+        if not stable or revision in (None, stable) or status.get("phase") == Phase.PENDING:
+            return []
+        serving = record_of(rollout, spec, children, stable)
+        coming = record_of(rollout, spec, children, revision)
+        if serving is None or coming is None:
+            return []
+        held_back = spec.watch.duration > 0 and spec.watch.holdback > 0
+        return [
+            Problem(Reason.NOT_SUPPORTED, _OTHER_PORT.format(name=name, new=new, old=old, revision=stable))
+            for name, old, new in _shared_ports(serving, coming)
+            if coming.listening(old) != coming.listening(new)
+            or (held_back and serving.listening(old) != serving.listening(new))
+        ]
 
     def validate(self, spec: Spec) -> list[Problem]:
         """Every step is possible, if only as nearly as whole pods allow."""
@@ -100,6 +126,16 @@ class PodRatioRouter:
     def release(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
         """Nothing: there is no route."""
         return []
+
+
+def _shared_ports(serving: Record, coming: Record) -> Iterator[tuple[str, int | str, int | str]]:
+    """Name and targets of each port that both have: where it goes in what serves, and in what is to come."""
+    by_name = {port.get("name"): port for port in coming.ports}
+    by_number = {port["port"]: port for port in coming.ports}
+    for old in serving.ports:
+        new = by_name.get(old.get("name")) or by_number.get(old["port"])
+        if new is not None:
+            yield str(old.get("name")), old["targetPort"], new["targetPort"]
 
 
 def _ready(rollout: Mapping[str, Any], children: Children, revisions: Mapping[str, int]) -> dict[str, int]:

@@ -91,6 +91,16 @@ class Children:
         """What is in front of a revision: the user's that it is bound to, or our own Service."""
         return self.bound.get(revision) or Backend(child_name(rollout, revision))
 
+    def revision_names(self, rollout: Mapping[str, Any]) -> frozenset[str]:
+        """The names that `child_name` gave to revisions of which there is a record, a Deployment or a Service of ours."""
+        found = (*self.controller_revisions.values(), *self.deployments.values(), *self.services.values())
+        return frozenset(
+            name_in(obj)
+            for obj in found
+            if (revision := revision_of(obj)) and name_in(obj) == child_name(rollout, revision)
+            if ownership(rollout, obj) is not Ownership.FOREIGN
+        )
+
     def pods_of(self, rollout: Mapping[str, Any], revision: str) -> list[Pod]:
         """The pods of a revision: those with our label, or those behind the user's Service."""
         if revision not in self.bound:

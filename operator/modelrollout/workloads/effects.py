@@ -6,7 +6,7 @@ before what shrinks, and a Service goes only when no route names it and no calle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..api.revision import hash_revision
@@ -238,19 +238,20 @@ def _retired(
     sizes: Mapping[str, int],
 ) -> Iterator[Action]:
     """Deployments and Services of revisions that have no role any more, and a Service for callers whose name changed."""
-    root = spec.service_name(name_in(rollout))
+    root, preview = spec.service_name(name_in(rollout)), preview_name(rollout)
     routed = children.routed_services
+    found = (*children.deployments.values(), *children.services.values())
+    ours = [obj for obj in found if _made(rollout, obj, (root, preview))]
     pinned = {
-        (obj["spec"].get("selector") or {}).get(REVISION_LABEL)
-        for obj in children.services.values()
-        if revision_of(obj) is None
+        (obj["spec"].get("selector") or {}).get(REVISION_LABEL) for obj in ours if revision_of(obj) is None
     }
-    for obj in (*children.deployments.values(), *children.services.values()):
-        if deleting(obj) or ownership(rollout, obj) is Ownership.FOREIGN:
+    for obj in ours:
+        if deleting(obj):
             continue
         revision = revision_of(obj)
         if revision is None:
-            kept = {root, *routed} | ({preview_name(rollout)} if status.previewed else set())
+            kept = {root, *routed, *(child_name(rollout, one) for one in sizes)}
+            kept |= {preview} if status.previewed else set()
             renamed = kind_of(obj) == SERVICE and name_in(obj) not in kept
             if renamed and root in children.services:
                 yield delete(obj, f"callers use Service {root}")
@@ -261,6 +262,15 @@ def _retired(
             and name_in(obj) == child_name(rollout, revision)
         ):
             yield delete(obj, "its revision has retired")
+
+
+def _made(rollout: Mapping[str, Any], obj: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Whether an object is one that we made. Somebody's own Service may carry our label to be found by it, so without an
+    owner its name must say it too."""
+    owner = ownership(rollout, obj)
+    if owner is Ownership.ORPHAN:
+        return revision_of(obj) is not None or name_in(obj) in names
+    return owner is not Ownership.FOREIGN
 
 
 def _pruned(

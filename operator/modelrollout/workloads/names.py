@@ -7,21 +7,29 @@ else that selects our pods sends traffic past the split, or scales one side of i
 
 from __future__ import annotations
 
-import re
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from ..api.conditions import Reason
-from ..api.spec import GatewayAPI, RouteMatch, Spec
-from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, ROUTES, SERVICE, Kind, Object
+from ..api.spec import GatewayAPI, RequestMatch, RouteMatch, Spec, Strategy
+from ..cluster.kinds import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    REVISION_LABEL,
+    ROUTES,
+    SERVICE,
+    Kind,
+    Object,
+)
 from ..cluster.store import Key
 from .children import Ownership, Problem, child_name, labels_of, name_in, ownership
 from .revisions import preview_name
-
-_REVISION_NAME = re.compile(r"-[a-z2-7]{10}")
 
 
 def needed_names(rollout: Mapping[str, Any], spec: Spec, revision: str) -> list[tuple[Kind, str]]:
@@ -43,12 +51,13 @@ def needed_names(rollout: Mapping[str, Any], spec: Spec, revision: str) -> list[
     return names
 
 
-class Claim(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Claim:
     """What can have one master only, with what a second one can do about it."""
 
     namespace: str
     what: str
-    mend: str = "choose another one"
+    mend: str = field(default="choose another one", compare=False)
 
 
 # By claim, the listeners (name, port) of the Gateway that it is about; None: all of them, and what has no listeners.
@@ -62,6 +71,12 @@ class _Holder(NamedTuple):
     key: Key
 
 
+class _Entry(NamedTuple):
+    holder: _Holder
+    source: Any  # what the claims were made from, so that a status that was written costs nothing
+    claims: _Claims
+
+
 class Claims:
     """Who steers what (S10), kept up to date one ModelRollout at a time: a question costs by the claims of one.
 
@@ -71,25 +86,30 @@ class Claims:
 
     def __init__(self) -> None:
         self._holders: dict[Claim, list[_Holder]] = {}  # the earliest first
-        self._entries: dict[Key, tuple[_Holder, _Claims]] = {}
+        self._entries: dict[Key, _Entry] = {}
 
     def put(self, rollout: Mapping[str, Any]) -> frozenset[Key]:
         """Take a ModelRollout as it is now; the others that want the same as it does or did."""
         metadata = rollout["metadata"]
         key = Key(metadata["namespace"], metadata["name"])
         created, uid = str(metadata.get("creationTimestamp") or ""), str(metadata.get("uid") or "")
-        entry = _Holder(created, uid, key), _claims(rollout)
-        if self._entries.get(key) == entry:
+        holder, source = _Holder(created, uid, key), (_specs(rollout), _planned(rollout))
+        present = self._entries.get(key)
+        if present is not None and (present.holder, present.source) == (holder, source):
+            return frozenset()
+        claims = _claims(rollout)
+        if present is not None and (present.holder, present.claims) == (holder, claims):
+            self._entries[key] = present._replace(source=source)
             return frozenset()
         affected = self.remove(key)
-        self._entries[key] = entry
-        for claim in entry[1]:
-            insort(self._holders.setdefault(claim, []), entry[0])
-        return affected | self._others(key, entry[1])
+        self._entries[key] = _Entry(holder, source, claims)
+        for claim in claims:
+            insort(self._holders.setdefault(claim, []), holder)
+        return affected | self._others(key, claims)
 
     def remove(self, key: Key) -> frozenset[Key]:
         """Forget a ModelRollout that is gone; the others that want what it had."""
-        holder, claims = self._entries.pop(key, (None, {}))
+        holder, _, claims = self._entries.pop(key, (None, None, {}))
         others = self._others(key, claims)
         for claim in claims:
             self._holders[claim] = [other for other in self._holders[claim] if other != holder]
@@ -99,12 +119,12 @@ class Claims:
 
     def conflict(self, key: Key) -> Problem | None:
         """What the ModelRollout wants and an earlier one has; None if there is nothing."""
-        holder, claims = self._entries.get(key, (None, {}))
+        holder, _, claims = self._entries.get(key, (None, None, {}))
         for claim, listeners in claims.items():
             for other in self._holders[claim]:
                 if other == holder:
                     break
-                if _meet(listeners, self._entries[other.key][1][claim]):
+                if _meet(listeners, self._entries[other.key].claims[claim]):
                     return _refusal(claim, key, other.key)
         return None
 
@@ -137,16 +157,16 @@ def _claims(rollout: Mapping[str, Any]) -> _Claims:
         Claim(namespace, f"{kind} {name}"): _WHOLE for kind, name in _objects(rollout)
     }
     for spec in _specs(rollout):
-        for claim, listener in _requests(namespace, spec):
+        for claim, listener in _requests(namespace, spec, _planned(rollout)):
             claims[claim] = claims.get(claim, frozenset()) | {listener}
     return claims
 
 
 def _requests(
-    namespace: str, spec: Mapping[str, Any]
+    namespace: str, spec: Mapping[str, Any], planned: Iterable[Mapping[str, Any]]
 ) -> Iterator[tuple[Claim, tuple[str | None, int | None]]]:
-    """Requests that an HTTPRoute of our own takes from a Gateway: of two routes with the same host names and matches the
-    older one gets all of them.
+    """Requests that an HTTPRoute of our own takes from a Gateway, in all of its rules: of two routes with the same host names
+    and matches the older one gets all of them. `planned`: matches of the steps that are under way.
 
     Where the host names differ the Gateway API itself says who gets a request, the one with the more specific name.
     """
@@ -157,24 +177,62 @@ def _requests(
         return
     if gateway is None:
         return
+    requests = dict(_asked(gateway, spec, planned))
     for parent in gateway.parent_refs:
         where = f"{parent.namespace or namespace}/{parent.name}"
         for host in gateway.hostnames or ("",):
-            for match in gateway.matches or (RouteMatch(),):
-                what = f"traffic of Gateway {where} for {f'host {host}' if host else 'every host'}, {_spelt(match)},"
-                mend = "write other hostnames or matches in spec.traffic.gatewayAPI"
+            for words, mend in requests.items():
+                what = f"traffic of Gateway {where} for {f'host {host}' if host else 'every host'}, {words},"
                 yield Claim("", what, mend), (parent.section_name, parent.port)
 
 
-def _spelt(match: RouteMatch) -> str:
-    """A match in words; equal ones have equal words, whatever their order and letter case."""
+_OTHERS = "write other hostnames or matches in spec.traffic.gatewayAPI"
+
+
+def _asked(
+    gateway: GatewayAPI, spec: Mapping[str, Any], planned: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """What the rules of the route ask for, in words, and the mend: that of chosen requests and of previews asks for more
+    than the main one."""
+    matches, choices = gateway.matches or (RouteMatch(),), [*_choices(spec, planned)]
+    for match in matches:
+        for choice in choices:
+            yield _spelt(match, choice), f"choose others in spec.strategy, {_OTHERS}"
+        yield _spelt(match, RequestMatch()), _OTHERS
+
+
+def _choices(spec: Mapping[str, Any], planned: Iterable[Mapping[str, Any]]) -> Iterator[RequestMatch]:
+    for match in planned:
+        with suppress(ValidationError):
+            yield RequestMatch.from_wire(match)
+    try:
+        strategy = Strategy.from_wire(spec.get("strategy") or {})
+    except (TypeError, ValidationError):
+        return
+    if strategy.blue_green is not None and strategy.blue_green.preview_header is not None:
+        yield RequestMatch(headers=(strategy.blue_green.preview_header,))
+    for matches in (strategy.ab_test and strategy.ab_test.matches, *(s.matches for s in strategy.steps)):
+        yield from matches or ()
+
+
+def _spelt(match: RouteMatch, choice: RequestMatch) -> str:
+    """A match and what is asked for besides, in words; equal ones have equal words, whatever their order and letter case."""
     path, value = match.path, match.path.value
     if path.type == "PathPrefix":
         value = value.rstrip("/") or "/"
-    headers = sorted((one.name.lower(), one.type, one.value) for one in match.headers or ())
+    # By name: a preview's header takes the place of the route's.
+    headers = {one.name.lower(): (one.type, one.value) for one in (*(match.headers or ()), *choice.compared)}
     words = [f"path {path.type} {value}"]
-    words += [f"header {name} {kind} {wanted!r}" for name, kind, wanted in headers]
+    words += [f"header {name} {kind} {wanted!r}" for name, (kind, wanted) in sorted(headers.items())]
+    parameters = sorted((one.name, one.type, one.value) for one in choice.query_params or ())
+    words += [f"parameter {name} {kind} {wanted!r}" for name, kind, wanted in parameters]
     return " ".join(words + ([f"method {match.method}"] if match.method else []))
+
+
+def _planned(rollout: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Matches of the steps that are under way: an edit of the spec may leave the present one as it is."""
+    plan = (rollout.get("status") or {}).get("plan") or ()
+    return [match for step in plan for match in step.get("matches") or ()]
 
 
 def _specs(rollout: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -235,11 +293,13 @@ def selector_overlap(
         selector = (obj.get("spec") or {}).get("selector")
         if ownership(rollout, obj) is Ownership.FOREIGN and selector and _selects(selector, pod_labels):
             return _overlap(f"Service {name_in(obj)}", selector, "requests go past the split", source)
-    selectors = {
-        name_in(obj): (obj["spec"].get("selector") or {}).get("matchLabels") or {}
-        for obj in workloads
-        if ownership(rollout, obj) is Ownership.FOREIGN
-    }
+    selectors: dict[str, Mapping[str, str]] = {}
+    ours = {child_name(rollout, str(pod_labels.get(REVISION_LABEL)))}
+    for obj in workloads:
+        if ownership(rollout, obj) is Ownership.FOREIGN:
+            selectors[name_in(obj)] = (obj["spec"].get("selector") or {}).get("matchLabels") or {}
+        else:
+            ours.add(name_in(obj))
     for obj in autoscalers:
         target = (obj.get("spec") or {}).get("scaleTargetRef") or {}
         if target.get("kind") != DEPLOYMENT.kind:
@@ -247,18 +307,13 @@ def selector_overlap(
         selector = selectors.get(str(target.get("name")))
         if selector and _selects(selector, pod_labels):
             return _overlap(f"HorizontalPodAutoscaler {name_in(obj)}", selector, "it counts our pods", source)
-        if selector is None and _is_ours(rollout, str(target.get("name"))):
+        if selector is None and target.get("name") in ours:
             return Problem(
                 Reason.SELECTOR_OVERLAP,
                 f"HorizontalPodAutoscaler {name_in(obj)} scales Deployment {target['name']}, whose size is the "
                 f"operator's: let it scale ModelRollout {name_in(rollout)}",
             )
     return None
-
-
-def _is_ours(rollout: Mapping[str, Any], name: str) -> bool:
-    prefix = name_in(rollout)
-    return name.startswith(prefix) and _REVISION_NAME.fullmatch(name[len(prefix) :]) is not None
 
 
 def _selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

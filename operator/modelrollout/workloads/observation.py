@@ -6,7 +6,7 @@ than what traffic follows. Pods say since when, and why not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..api.spec import Spec
@@ -30,11 +30,19 @@ _ORDER = (
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 
 
-def observe(rollout: Mapping[str, Any], children: Children, now: float) -> dict[str, RevisionView]:
-    """Every revision of which something exists. `now` (epoch seconds) stands in for what a pod has not said yet."""
+def observe(
+    rollout: Mapping[str, Any], children: Children, now: float, *, served: Collection[str] = ()
+) -> dict[str, RevisionView]:
+    """Every revision of which something exists. `now` (epoch seconds) stands in for what a pod has not said yet.
+
+    `served`: revisions that had ready endpoints, and whose Service will be put back if it is away.
+    """
     revisions = {revision_of(obj) for obj in (*children.deployments.values(), *children.services.values())}
     revisions |= {pod.revision for pod in children.pods.values()} | set(children.bound)
-    return {revision: _view(rollout, children, revision, now) for revision in sorted(filter(None, revisions))}
+    return {
+        revision: _view(rollout, children, revision, now, revision in served)
+        for revision in sorted(filter(None, revisions))
+    }
 
 
 def pinned(rollout: Mapping[str, Any], spec: Spec, children: Children) -> str | None:
@@ -95,12 +103,18 @@ def answering(children: Children, service: str) -> dict[str, int]:
     return counts
 
 
-def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: float) -> RevisionView:
+def _view(
+    rollout: Mapping[str, Any], children: Children, revision: str, now: float, served: bool
+) -> RevisionView:
     workload = children.deployments.get(child_name(rollout, revision))
     pods = [pod for pod in children.pods_of(rollout, revision) if pod.phase not in _OVER]
     since = {pod.name: pod.ready_since for pod in pods}
     backend = children.backend_of(rollout, revision)
     ready, picker = ready_behind(children, backend), away_picker(children, backend)
+    if served and revision not in children.bound and not any(children.slices_of(backend.name)):
+        # Each Service has an EndpointSlice, if an empty one. Where all are gone, the Service was deleted, or it lost the
+        # label by which we see it: nothing is known of its endpoints, and until it is back the pods' own word counts.
+        ready = {pod.name: pod.name for pod in pods if pod.ready and not pod.terminating}
     desired = replicas_of(workload) if workload else 0
     if revision in children.bound:
         desired = max(len(pods), len(ready))

@@ -66,6 +66,16 @@ class Record:
         named = (port for port in self.ports if port.get("name") == name)
         return int(next(named, self.ports[0])["port"])
 
+    def listening(self, target: int | str) -> int | None:
+        """Number of the containers' port that a Service's targetPort reaches; None if none has the name. The API server may
+        not have seen the template yet."""
+        if isinstance(target, int):
+            return target
+        pod = self.template.get("spec") or {}
+        containers = [*_objects(pod.get("containers")), *_objects(pod.get("initContainers"))]
+        ports = (port for container in containers for port in _objects(container.get("ports")))
+        return next((port.get("containerPort") for port in ports if port.get("name") == target), None)
+
 
 def render_template(rollout: Mapping[str, Any], spec: Spec, revision: str) -> Object:
     """The pod template of a spec with our labels, and with the model as environment variables of each container.
@@ -100,6 +110,10 @@ def _variables(ours: Mapping[str, str | None], container: Mapping[str, Any]) -> 
         *({"name": name, "value": value} for name, value in ours.items() if value and name not in names),
         *present,
     ]
+
+
+def _objects(value: Any) -> list[Object]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def without_nulls(value: Any) -> Any:
@@ -211,23 +225,27 @@ def _service(metadata: Object, selector: Mapping[str, str], record: Record) -> O
     }
 
 
+def followed(status: Status) -> str | None:
+    """The revision that the Service for callers follows: the stable one. While a first deployment replaces another one
+    there is none, and whoever is ready answers (S1)."""
+    main = status.stable or status.candidate
+    assert main is not None
+    return None if status.phase == Phase.PENDING and status.retiring else main.revision
+
+
 def pin_of(spec: Spec, status: Status) -> str | None:
     """The revision that the Service for callers is pinned to; None where the ratio of pods makes the split.
 
-    With a router it follows the stable revision. By pod ratio its pods *are* the weight: it is pinned as long as one
-    revision has all of it, and drops the pin while two have some. While a first deployment replaces another one, whoever
-    is ready answers (S1).
+    With a router it is the one that is `followed`, unless none of its pods is ready: then the one that has all of the
+    traffic (S1). By pod ratio its pods *are* the weight: it is pinned as long as one revision has all of it, and drops the
+    pin while two have some.
     """
-    main = status.stable or status.candidate
-    assert main is not None
-    if status.phase == Phase.PENDING and status.retiring:
+    main, weights = followed(status), weights_by_revision(status)
+    split = spec.traffic.router == "podRatio"
+    if main is None or (split and len(weights) > 1):
         return None
-    if spec.traffic.router != "podRatio":
-        return main.revision
-    weights = weights_by_revision(status)
-    if len(weights) > 1:
-        return None
-    return next(iter(weights), main.revision)
+    away = status.stable is not None and status.stable.ready == 0
+    return next(iter(weights), main) if len(weights) == 1 and (split or away) else main
 
 
 def weights_by_revision(status: Status) -> dict[str, int]:

@@ -60,10 +60,17 @@ def interests(
         if workload.track_config and track:
             template = _template(spec, find)
             wanted |= {Interest(kind, namespace, name=name) for kind, name in config_names(template or {})}
-        if workload.services is not None:
-            for backend in own_backends(rollout, spec, status, children):
-                wanted.update(_behind(namespace, backend, find))
+        wanted |= backing(rollout, spec, status, children, find)
     return wanted
+
+
+def backing(rollout: Object, spec: Spec, status: Status, children: Children, find: Lookup) -> set[Interest]:
+    """Those of `interests` without which nobody knows which pods are ready behind the user's Services and pools."""
+    if spec.workload.services is None:
+        return set()
+    namespace = str(rollout["metadata"]["namespace"])
+    backends = own_backends(rollout, spec, status, children)
+    return {one for backend in backends for one in _behind(namespace, backend, find)}
 
 
 def _behind(namespace: str, backend: Backend, find: Lookup) -> Iterator[Interest]:

@@ -1,10 +1,15 @@
 """What the client does before there is a server: paths, and credentials that can't be used."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from kubernetes.aio.client import Configuration
 
-from modelrollout.cluster.client import load_credentials
+from modelrollout.cluster import client
+from modelrollout.cluster.client import Credentials, KubernetesCluster, load_credentials
+from modelrollout.cluster.errors import Unavailable
 from modelrollout.cluster.kinds import (
     DEPLOYMENT,
     HTTP_ROUTE,
@@ -84,3 +89,34 @@ async def test_a_pod_without_its_service_account_is_told(monkeypatch: pytest.Mon
     monkeypatch.setattr("modelrollout.cluster.client.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     with pytest.raises(ValueError, match="the pod's service account: "):
         await load_credentials()
+
+
+async def test_a_watch_on_a_dead_connection_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(client, "SILENT_SECONDS", 0.2)
+    over = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'{"type": "BOOKMARK", "object": {}}\n')
+        await over.wait()
+        return response
+
+    async def renew() -> None:
+        """Nothing to renew."""
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    configuration = Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        async with KubernetesCluster(Credentials(configuration, renew)) as cluster:
+            events = cluster.watch(POD, "ml", name="fraud", resource_version="1")
+            assert (await anext(events))[0] == "BOOKMARK"
+            with pytest.raises(Unavailable, match="watch Pod ml/fraud"):
+                await asyncio.wait_for(anext(events), 10)
+    finally:
+        over.set()
+        await runner.cleanup()

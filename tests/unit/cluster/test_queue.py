@@ -178,13 +178,25 @@ async def test_a_success_makes_the_next_failure_a_first_one():
     assert queue.add_failed("a") == pytest.approx(1)
 
 
+async def test_what_has_failed_can_be_had_at_once_and_only_that():
+    queue = make_queue()
+    for _ in range(8):
+        queue.add_failed("failed")
+    queue.add_after("resting", 50)
+    queue.retry_failed()
+    assert (await queue.get(), now()) == ("failed", 0)
+    queue.done("failed")
+    assert queue.failures("failed") == 8, "another failure goes on where it was"
+    assert (await queue.get(), now()) == ("resting", 50)
+
+
 async def test_the_servers_retry_after_is_kept():
     assert make_queue().add_failed("a", at_least=30.0) == pytest.approx(30)
 
 
-async def test_a_thousand_failures_in_a_row_do_not_overflow():
-    queue = make_queue(cap=300.0)
-    assert [queue.add_failed("a") for _ in range(1500)][-1] == pytest.approx(300)
+async def test_a_thousand_failures_in_a_row_do_not_overflow_and_it_is_tried_again_within_half_a_minute():
+    queue = make_queue()
+    assert [queue.add_failed("a") for _ in range(1500)][-1] == pytest.approx(30)
 
 
 async def test_a_shutdown_ends_waiting_workers_and_drops_what_waits():

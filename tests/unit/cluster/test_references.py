@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.cluster.errors import Forbidden
+from modelrollout.cluster.errors import Forbidden, Unavailable
 from modelrollout.cluster.kinds import CONFIG_MAP, DEPLOYMENT, HTTP_ROUTE, SECRET, SERVICE, Kind, Object
 from modelrollout.cluster.references import DATA_HASH, Interest, References
 from modelrollout.cluster.store import Key, Store
@@ -82,6 +82,28 @@ async def test_changes_and_deletions_are_told_to_whom_they_concern(world: World)
     world.cluster.erase(DEPLOYMENT, "ml", "legacy")
     await world.until(lambda: world.replicas() is None)
     assert set(world.told) == {FRAUD}
+
+
+class Deaf(FakeCluster):
+    """Its watches are on connections that are dead without a word."""
+
+    async def watch(self, *_: Any, **__: Any) -> AsyncIterator[tuple[str, Object]]:
+        await asyncio.Event().wait()
+        yield "never", {}
+
+
+async def test_what_is_too_old_is_listed_anew_before_a_round_goes_on() -> None:
+    world = World(cluster=Deaf())
+    world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 3}))
+    await world.references.need(FRAUD, [LEGACY])
+    world.cluster.seed(make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": 4}))
+    await world.references.need(FRAUD, [LEGACY])
+    assert (world.replicas(), world.told) == (3, []), "the watch does not tell"
+    world.references.refresh()
+    assert world.told == [FRAUD]
+    await world.references.need(FRAUD, [LEGACY])
+    assert world.replicas() == 4
+    await world.references.close()
 
 
 async def test_what_nobody_needs_is_neither_watched_nor_kept(world: World) -> None:
@@ -159,6 +181,31 @@ async def test_a_right_that_is_missing_is_said(world: World, monkeypatch: pytest
     monkeypatch.setattr("modelrollout.cluster.references.LISTED_WITHIN", 0.05)
     with pytest.raises(Forbidden):
         await world.references.need(FRAUD, [Interest(SECRET, "ml", name="settings")])
+
+
+async def test_who_went_on_without_an_answer_is_told_when_it_comes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelrollout.cluster.references.LISTED_WITHIN", 0.05)
+    monkeypatch.setattr("modelrollout.cluster.references.LEAST_PAUSE", 0.0)
+    answers, real = asyncio.Event(), world.cluster.list
+
+    async def late(*given: Any, **more: Any) -> Any:
+        await answers.wait()
+        return await real(*given, **more)
+
+    monkeypatch.setattr(world.cluster, "list", late)
+    with pytest.raises(Unavailable):
+        await world.references.need(FRAUD, [LEGACY])
+    # Asked again, it would time out once more if it waited, and this test with it.
+    monkeypatch.setattr("modelrollout.cluster.references.LISTED_WITHIN", 60.0)
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable):
+            await world.references.need(FRAUD, [LEGACY])
+    assert not world.told
+    answers.set()
+    await world.until(lambda: world.told == [FRAUD])
+    await world.references.need(FRAUD, [LEGACY])
 
 
 async def test_an_object_of_ours_is_left_to_kopf(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,71 @@ async def test_a_resync_that_fails_slows_down_and_reads_only_what_it_misses() ->
     await task
     assert cluster.listed.count("Pod") <= 40
     assert cluster.listed.count("ModelRollout") <= 25
+
+
+# An API server that was away
+
+
+@pytest.mark.parametrize(
+    ("silence", "status", "old"),
+    [
+        pytest.param(60.0, 200, True, id="after a long silence"),
+        pytest.param(60.0, 409, True, id="a refusal is an answer"),
+        pytest.param(60.0, 0, True, id="while there is no answer"),
+        pytest.param(5.0, 200, False, id="not after a short silence"),
+        pytest.param(5.0, 0, False, id="not yet"),
+        pytest.param(None, 200, False, id="not without a silence"),
+    ],
+)
+async def test_nothing_but_the_lease_is_written_by_what_is_old(
+    silence: float | None, status: int, old: bool
+) -> None:
+    parts, _ = make_parts(FakeCluster())
+    parts.silent = None if silence is None else time.monotonic() - silence
+    hooks = operator._guarded(Hooks(), lambda: parts)
+    hooks.answered(Request("list", "ModelRollout", status, 0.1))
+    assert (parts.silent is None) is (status != 0)
+    if old:
+        with pytest.raises(Unavailable, match="the cluster is read anew first"):
+            await hooks.before_write(Write("replace-status", "ModelRollout", NAMESPACE, NAME, 1))
+    else:
+        await hooks.before_write(Write("replace-status", "ModelRollout", NAMESPACE, NAME, 1))
+    await hooks.before_write(Write("replace", LEASE.kind, NAMESPACE, NAME, 2))
+
+
+@pytest.mark.looptime
+async def test_after_a_silence_all_is_read_before_anything_is_decided_and_then_nobody_waits() -> None:
+    cluster = Cluster()
+    parts, acceptance = make_parts(cluster)
+    task = asyncio.create_task(operator._resync(parts, acceptance))
+    await asyncio.sleep(1)
+    cluster.refuse = {
+        kind.kind: Unavailable(f"list {kind.kind}: refused") for kind in kinds_of(parts.settings)
+    }
+    parts.silent = time.monotonic() - 60.0
+    parts.queue.add_failed(KEY, at_least=3000.0)
+    cluster.listed.clear()
+    await asyncio.sleep(300)
+    assert 25 <= len(cluster.listed) <= 60, (
+        "it is looked for now and then, however long all rollouts back off"
+    )
+    assert set(cluster.listed) == {"ModelRollout"}, "one request is enough for that"
+    del cluster.refuse["ModelRollout"]
+    operator._note_silence(parts, Request("list", "ModelRollout", 200, 0.1))
+    await asyncio.sleep(operator.SILENCE_CHECK + 1)
+    assert parts.outdated, "pods could not be read yet"
+    assert len(parts.queue) == 0
+    cluster.refuse.clear()
+    cluster.listed.clear()
+    await asyncio.sleep(operator.SILENCE_CHECK + 1)
+    assert not parts.outdated
+    assert await parts.queue.get() == KEY
+    assert {kind.kind for kind in kinds_of(parts.settings)} == set(cluster.listed)
+    cluster.listed.clear()
+    await asyncio.sleep(100)
+    assert cluster.listed == []
+    parts.stop.set()
+    await task
 
 
 # The start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,11 +13,21 @@ import pytest
 from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
-from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
-from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, REVISION_LABEL, SERVICE, Object
+from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Unavailable
+from modelrollout.cluster.kinds import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    MODEL_ROLLOUT,
+    REVISION_LABEL,
+    ROLLOUT_LABEL,
+    SERVICE,
+    Kind,
+    Object,
+)
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller import judge
+from modelrollout.controller.gates import GateRights
 from modelrollout.controller.memory import UnreadableStatus
 from tests.unit.controller.world import (
     ERRORS,
@@ -209,6 +220,18 @@ async def an_unreadable_evidence(world: World) -> None:
     world.start()
 
 
+async def an_older_definition_of_the_kind(world: World) -> None:
+    """Helm never upgrades a CRD: the API server drops what it does not know, and says so to nobody."""
+    real = world.cluster.replace_status
+
+    async def prune(obj: Object) -> Object:
+        status = {name: value for name, value in obj["status"].items() if name != "selector"}
+        return await real(obj | {"status": status})
+
+    world.cluster.replace_status = prune  # type: ignore[method-assign]
+    await candidate(world)
+
+
 SITUATIONS = [
     a_contested_route,
     a_contested_route_in_a_rollout,
@@ -221,6 +244,7 @@ SITUATIONS = [
     a_lost_status,
     a_pause,
     an_unreadable_evidence,
+    an_older_definition_of_the_kind,
 ]
 
 
@@ -234,6 +258,19 @@ async def test_no_situation_makes_the_loop_spin(situation: Callable[[World], Any
     for when in world.rounds[began:]:
         per_minute[int((when - world.rounds[began]) // 60)] += 1
     assert max(per_minute) <= 20, per_minute
+
+
+async def test_a_status_field_that_is_not_kept_is_told_once_and_the_rollout_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = await deployed()
+    await an_older_definition_of_the_kind(world)
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching"
+    told = [record.getMessage() for record in caplog.records if "does not keep" in record.getMessage()]
+    assert len(told) == 1
+    assert "status.selector of a ModelRollout" in told[0]
+    assert world.reasons().count("RolloutStarted") == 2, "one for each attempt"
 
 
 async def test_a_prometheus_that_hangs_is_an_outage_and_not_a_reason_to_go_on() -> None:
@@ -564,6 +601,86 @@ async def test_a_service_name_that_is_taken_is_told_and_nothing_else_suffers() -
     assert world.writes() == before, "it does not go to and fro"
 
 
+async def test_calls_inside_of_the_cluster_go_to_whom_is_ready() -> None:
+    """S1, whatever the router: the Service for callers has no weights, and must not stay on pods that are gone."""
+    world = await deployed()
+    stable, second = world.status["stable"]["revision"], await candidate(world)
+    await world.run(300, until=lambda: world.weights.get(second) == 10)
+
+    def pinned() -> str:
+        root = world.look(SERVICE, NAME)
+        assert root is not None
+        return str(root["spec"]["selector"][REVISION_LABEL])
+
+    assert pinned() == stable
+    world.nodes.unready.add(stable)
+    await world.run(10)
+    assert (world.weights, pinned()) == ({second: 100}, second)
+    world.nodes.unready.clear()
+    await world.run(10)
+    assert pinned() == stable
+
+
+def take_label(world: World, kind: Kind, name: str) -> None:
+    obj = world.look(kind, name)
+    assert obj is not None
+    del obj["metadata"]["labels"][ROLLOUT_LABEL]
+    world.cluster.seed(obj)
+
+
+UNLABELLED: dict[str, tuple[Kind, str]] = {
+    "record": (CONTROLLER_REVISION, f"{NAME}-{{}}"),
+    "Deployment": (DEPLOYMENT, f"{NAME}-{{}}"),
+    "Service": (SERVICE, f"{NAME}-{{}}"),
+    "Service for callers": (SERVICE, NAME),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), UNLABELLED.values(), ids=UNLABELLED)
+async def test_a_child_that_lost_our_label_gets_it_back(kind: Kind, name: str) -> None:
+    world = await deployed()
+    name = name.format(world.status["stable"]["revision"])
+    take_label(world, kind, name)
+    await world.run(10)
+    obj = world.look(kind, name)
+    assert obj is not None
+    assert obj["metadata"]["labels"][ROLLOUT_LABEL] == NAME
+    assert len(world.failures) == 1, world.failures
+    assert await candidate(world)
+    await world.run(60, until=lambda: world.status["weights"]["candidate"] == 10)
+    assert world.status["weights"]["candidate"] == 10
+
+
+async def test_a_service_that_lost_our_label_moves_no_traffic() -> None:
+    """The control plane takes the label off its EndpointSlices too, so nothing is known of who is ready behind it."""
+    world = await deployed()
+    stable, second = world.status["stable"]["revision"], await candidate(world)
+    await world.run(300, until=lambda: world.weights.get(second) == 10)
+    take_label(world, SERVICE, f"{NAME}-{stable}")
+    before = len(world.cluster.events)
+    await world.run(60)
+    assert world.weights == {stable: 90, second: 10}
+    assert world.reasons()[before:] == []
+
+
+async def test_a_service_that_is_gone_for_good_takes_no_traffic() -> None:
+    """S1: its pods are ready, and nobody reaches them."""
+    world = await deployed()
+    stable, second = world.status["stable"]["revision"], await candidate(world)
+    await world.run(300, until=lambda: world.weights.get(second) == 10)
+    world.cluster.erase(SERVICE, NAMESPACE, f"{NAME}-{stable}")
+    world.cluster.seed(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": f"{NAME}-{stable}", "namespace": NAMESPACE},
+            "spec": {"ports": [{"port": 80}]},
+        }
+    )
+    await world.run(60)
+    assert world.weights == {second: 100}
+
+
 async def test_a_child_that_can_not_be_written_does_not_keep_traffic_where_it_is() -> None:
     """A rollback moves the route even if something else of the rollout can't be written."""
     world = await deployed()
@@ -575,6 +692,48 @@ async def test_a_child_that_can_not_be_written_does_not_keep_traffic_where_it_is
     world.errors[revision] = 0.5
     await world.run(600, until=lambda: world.weights.get(revision, 0) == 0)
     assert world.weights.get(revision, 0) == 0, world.status
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Unavailable('failed calling webhook "x": connection refused', status=500), "Deployment"),
+        (Unavailable("no answer within 30 s"), "ControllerRevision"),
+        (Conflict("it is there already, and ours", status=409), "Service"),
+    ],
+    ids=["a webhook is away", "no answer", "it never is what it was"],
+)
+async def test_traffic_leaves_dead_pods_though_a_child_can_not_be_written_now(
+    error: ClusterError, kind: str
+) -> None:
+    """S1: the write is tried again, and the route does not wait for that."""
+    refused: list[str] = []
+
+    async def refuse(write: Write) -> None:
+        if write.kind in refused:
+            raise error
+
+    world = await deployed(hooks=Hooks(before_write=refuse))
+    revision = await candidate(world)
+    await compared(world)
+    stable = world.status["stable"]["revision"]
+    refused.append(kind)
+    if kind == "Service":
+        world.cluster.erase(*world.look_service())
+    if kind == "ControllerRevision":
+        world.cluster.erase(CONTROLLER_REVISION, NAMESPACE, f"{NAME}-{revision}")
+    world.nodes.unready.add(stable)
+    world.nodes.settle()
+    await world.run(60)
+    assert world.weights == {revision: 100}, world.status
+    assert error in world.failures, "it is tried again"
+    told = error.message in world.status["message"]
+    assert told == isinstance(error, Unavailable), "what is away is told, what has moved on is not"
+    refused.clear()
+    world.nodes.unready.clear()
+    world.nodes.settle()
+    await world.run(1200, until=lambda: world.weights.get(stable, 0) > 0)
+    assert world.weights.get(stable, 0) > 0
 
 
 async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
@@ -612,19 +771,34 @@ async def test_time_in_which_nobody_asked_for_pods_is_not_the_candidates(pods: i
     assert world.phase == "Watching", world.status["message"]
 
 
-async def test_pods_that_the_api_server_refuses_are_not_waited_for_longer_than_others() -> None:
-    refused: list[str] = []
+@pytest.mark.parametrize(
+    "error",
+    [
+        Forbidden("deployments.apps is forbidden: exceeded quota", status=403),
+        Unavailable("failed calling webhook", status=500),
+    ],
+    ids=["refused", "not asked for, as a webhook is away"],
+)
+async def test_pods_that_can_not_be_asked_for_have_that_time_only_if_they_are_refused(
+    error: ClusterError,
+) -> None:
+    failing: list[str] = []
 
-    async def refuse(write: Write) -> None:
-        if write.kind in refused:
-            raise Forbidden("deployments.apps is forbidden: exceeded quota", status=403)
+    async def fail(write: Write) -> None:
+        if write.kind in failing:
+            raise error
 
-    world = await deployed(hooks=Hooks(before_write=refuse))
-    refused.append("Deployment")
+    world = await deployed(hooks=Hooks(before_write=fail))
+    failing.append("Deployment")
     await candidate(world)
-    await world.run(700, until=lambda: world.phase == "RolledBack")
-    assert world.status["rejected"]["reason"] == "ProgressDeadlineExceeded"
-    assert "exceeded quota" in world.status["history"][0]["message"]
+    await world.run(1500, until=lambda: world.phase == "RolledBack")
+    assert error.message in world.status["message"]
+    if isinstance(error, Forbidden):
+        assert world.status["rejected"]["reason"] == "ProgressDeadlineExceeded"
+        return
+    failing.clear()
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching", world.status["message"]
 
 
 async def test_a_route_that_may_not_be_written_is_told_in_the_message_and_in_the_way_back() -> None:
@@ -653,6 +827,167 @@ async def test_a_metric_that_is_edited_out_is_shown_no_more() -> None:
     await world.run(30)
     assert 'metric="again"' not in world.exposition()
     assert 'metric="errors"' in world.exposition()
+
+
+# Nobody can say whether a spec is acceptable
+
+
+def silence(world: World, verb: str, kind: str) -> list[float]:
+    """Have the API server give no answer to a request that writes nothing; the times at which it was asked."""
+    asked: list[float] = []
+    real = getattr(world.cluster, verb)
+
+    async def away(subject: Any, *given: Any, **more: Any) -> Any:
+        found = subject["kind"] if verb == "apply" else subject.kind
+        if found != kind or (verb == "apply" and not more.get("dry_run")):
+            return await real(subject, *given, **more)
+        asked.append(world.now)
+        raise Unavailable(f'{verb} {kind}: failed calling webhook "x": connection refused', status=500)
+
+    setattr(world.cluster, verb, away)
+    return asked
+
+
+GATED = {
+    "gates": {
+        "start": [
+            {"name": "smoke", "job": {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}}
+        ]
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "spec"),
+    [
+        ("apply", "Deployment", {}),
+        ("get", "Deployment", {}),
+        ("list", "Service", {}),
+        ("apply", "Job", GATED),
+    ],
+    ids=[
+        "the dry run of the template",
+        "who has the name",
+        "who selects its pods",
+        "the dry run of a gate's Job",
+    ],
+)
+async def test_what_is_proven_harmful_goes_back_though_a_later_spec_can_not_be_checked(
+    verb: str, kind: str, spec: Object
+) -> None:
+    """Often it is just the one that mends it."""
+    world = await deployed()
+    world.rights = GateRights(jobs=True)
+    world.start()
+    revision = await candidate(world)
+    await compared(world)
+    asked = silence(world, verb, kind)
+    world.errors[revision] = 0.5
+    world.apply("3", **spec)
+    await world.run(30)
+    told = {type: world.condition(type) for type in ("Accepted", "Ready", "Reconciling")}
+    assert [(c["status"], c["reason"]) for c in told.values()] == [
+        ("Unknown", "NotChecked"),
+        ("Unknown", "NotChecked"),
+        ("True", "NotChecked"),
+    ]
+    assert "failed calling webhook" in world.status["message"]
+    await world.run(1800, until=lambda: world.phase == "RolledBack")
+    assert world.phase == "RolledBack", world.status
+    assert world.status["rejected"]["revision"] == revision
+    assert not world.condition("Stalled"), "it is asked again"
+    assert "Invalid" not in world.reasons(), "nothing is wrong with the spec"
+    await world.run(600)
+    assert world.phase == "RolledBack", "nothing moves forward"
+    assert min(later - earlier for earlier, later in pairwise(asked)) >= 15.0
+    assert not world.failures
+    delattr(world.cluster, verb)
+    await world.run(60, until=lambda: "candidate" in world.status)
+    assert world.status["candidate"]["revision"] != revision, "the later one is tried"
+    assert world.condition("Accepted")["status"] == "True"
+
+
+async def test_a_first_spec_that_can_not_be_checked_is_tried_again_and_not_called_invalid() -> None:
+    world = World()
+    silence(world, "apply", "Deployment")
+    world.apply()
+    await world.run(60)
+    assert world.status == {}
+    delattr(world.cluster, "apply")
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    assert world.phase == "Healthy"
+
+
+# What is counted
+
+
+def outcomes(world: World) -> list[str]:
+    """Of the attempts after the first deployment, in the words of their series; one for each time that it was counted."""
+    series = [
+        line for line in world.exposition().splitlines() if line.startswith("modelrollout_outcomes_total{")
+    ]
+    found = [line.removeprefix("modelrollout_outcomes_total{outcome=").rpartition(" ") for line in series]
+    return sorted(
+        labels for labels, _, count in found for _ in range(int(float(count))) if "FirstDep" not in labels
+    )
+
+
+async def harm_in_the_watch(world: World) -> None:
+    revision = await candidate(world)
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    world.errors[revision] = 0.5
+    await world.run(1800, until=lambda: world.phase == "RolledBack")
+
+
+async def a_git_revert_in_the_watch(world: World) -> None:
+    await candidate(world)
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    world.apply("1")
+    await world.run(1800, until=lambda: world.phase == "Healthy")
+
+
+async def a_third_revision(world: World) -> None:
+    """The end of one attempt and the beginning of the next one are one commit."""
+    await candidate(world)
+    await compared(world)
+    world.apply("3")
+    await world.run(120, until=lambda: world.status["attempt"] == 3)
+
+
+async def harm(world: World) -> None:
+    world.errors[await candidate(world)] = 0.5
+    await world.run(1800, until=lambda: world.phase == "RolledBack")
+
+
+@pytest.mark.parametrize(
+    ("happens", "counted"),
+    [
+        (harm, ['"RolledBack",reason="HarmProven",unproven="false"}']),
+        (
+            harm_in_the_watch,
+            [
+                '"Promoted",reason="ProvenHarmless",unproven="false"}',
+                '"RolledBackAfterPromotion",reason="HarmProven",unproven="false"}',
+            ],
+        ),
+        (
+            a_git_revert_in_the_watch,
+            [
+                '"Promoted",reason="ProvenHarmless",unproven="false"}',
+                '"Reverted",reason="Reverted",unproven="false"}',
+            ],
+        ),
+        (a_third_revision, ['"Superseded",reason="Superseded",unproven="false"}']),
+    ],
+    ids=["harm", "harm after the promotion", "a revert after the promotion", "a third revision"],
+)
+async def test_each_end_of_an_attempt_is_counted_once(
+    happens: Callable[[World], Any], counted: list[str]
+) -> None:
+    world = await deployed()
+    await happens(world)
+    await world.run(300)
+    assert outcomes(world) == counted
 
 
 # Deletion

@@ -16,12 +16,25 @@ from typing import Any
 from prometheus_client import generate_latest
 
 from modelrollout.cluster.errors import ClusterError
-from modelrollout.cluster.kinds import HTTP_ROUTE, MODEL_ROLLOUT, POD, REVISION_LABEL, SERVICE, Kind, Object
+from modelrollout.cluster.kinds import (
+    HTTP_ROUTE,
+    MODEL_ROLLOUT,
+    POD,
+    REVISION_LABEL,
+    ROLLOUT_LABEL,
+    SERVICE,
+    SERVICE_NAME_LABEL,
+    Kind,
+    Object,
+    kind_of,
+)
 from modelrollout.cluster.port import Hooks
+from modelrollout.cluster.queue import LONGEST_PAUSE
 from modelrollout.cluster.references import References
 from modelrollout.cluster.store import Key, Store
 from modelrollout.controller.acceptance import Acceptance
 from modelrollout.controller.gates import GateRights, Gates
+from modelrollout.controller.handlers import selector_of
 from modelrollout.controller.judge import Judge, query_problem
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.reconcile import Reconciler, Surroundings
@@ -191,10 +204,21 @@ class World:
             early = obj["metadata"] | {"resourceVersion": "1"}
             old = {key: value for key, value in obj["status"].items() if key != "conditions"}
             obj = obj | {"metadata": early, "status": old}
+        if self._lost(obj):
+            type = "DELETED"
         keys = self.store.remove(obj) if type == "DELETED" else self.store.put(obj)
         if obj["kind"] == MODEL_ROLLOUT.kind and keys:
             self.acceptance.rollout_changed(Key(obj["metadata"]["namespace"], obj["metadata"]["name"]))
         self.dirty = self.dirty or KEY in keys
+
+    def _lost(self, obj: Object) -> bool:
+        """Whether a watch by label says of a child that it is gone."""
+        labels = obj["metadata"].get("labels") or {}
+        if ROLLOUT_LABEL in labels or not selector_of(kind_of(obj)):
+            return False
+        service = self.look(SERVICE, labels[SERVICE_NAME_LABEL]) if SERVICE_NAME_LABEL in labels else None
+        owners = (service or obj)["metadata"].get("ownerReferences") or ()
+        return any(owner["kind"] == MODEL_ROLLOUT.kind for owner in owners)
 
     def unveil(self) -> None:
         """All news come."""
@@ -232,7 +256,7 @@ class World:
         except (ClusterError, ValueError) as error:
             self.failures.append(error)
             self.failed += 1
-            self.due = self.now + min(300.0, 2.0 ** (self.failed - 1))
+            self.due = self.now + min(LONGEST_PAUSE, 2.0 ** (self.failed - 1))
             return
         finally:
             await self._end_look()

@@ -6,6 +6,7 @@ decided; a few things that can't be read off one round (when a revision last had
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -67,7 +68,15 @@ class Case:
 
     @property
     def frozen(self) -> bool:
-        return condition(self.after, "Accepted") == "False"
+        return condition(self.after, "Accepted") != "True"
+
+    def given(self, duration: Callable[[Spec], float]) -> float:
+        """Seconds by which an edit that was accepted now has lengthened a duration."""
+        return (
+            duration(self.spec) - duration(Spec.from_wire(self.before.accepted))
+            if self.before.accepted
+            else 0.0
+        )
 
     def ready(self, role: RevisionStatus | None) -> int:
         return self.seen.of(role.revision if role else None).ready
@@ -440,11 +449,11 @@ class Rules:
             self._kept(case, "step", (old.ends_at, old.left), (new.ends_at, new.left))
         if before.watch and after.watch and before.attempt == after.attempt:
             ends = (before.watch.ends_at, before.watch.left), (after.watch.ends_at, after.watch.left)
-            self._kept(case, "watch", *ends)
+            self._kept(case, "watch", *ends, given=case.given(lambda spec: spec.watch.duration))
         same = before.attempt == after.attempt and before.phase in COMPARING and after.phase in COMPARING
         if same and not case.asked("resume") and after.deadline_at != after.deadline_left:
             ends = (before.deadline_at, before.deadline_left), (after.deadline_at, after.deadline_left)
-            self._kept(case, "deadline", *ends)
+            self._kept(case, "deadline", *ends, given=case.given(lambda spec: spec.analysis.deadline))
 
     def _kept(
         self,
@@ -452,12 +461,13 @@ class Rules:
         name: str,
         old: tuple[float | None, float | None],
         new: tuple[float | None, float | None],
+        given: float = 0.0,
     ) -> None:
         assert new[0] is None or new[1] is None, f"S8: {name} both runs and is held"
         now = case.now
-        end = old[0] if old[0] is not None else now + (old[1] or 0.0)
+        end = old[0] + given if old[0] is not None else now + max(0.0, (old[1] or 0.0) + given)
         after = new[0] if new[0] is not None else now + (new[1] or 0.0)
-        passed = old[0] is not None and old[0] < now and new[1] is not None
+        passed = old[0] is not None and end < now and new[1] is not None
         assert abs((now if passed else end) - after) < 1e-3, f"S8: {name} moved from {old} to {new} at {now}"
 
     def s9_capacity(self, case: Case) -> None:
@@ -500,7 +510,9 @@ class Rules:
         assert "None" not in status.message, status.message
         late = status.progress_deadline_at is not None and case.now >= status.progress_deadline_at
         stuck = late and status.phase in (Phase.PENDING, Phase.ROLLING_BACK)
-        if case.frozen or stuck or status.phase in (Phase.ROLLED_BACK, Phase.INVALID):
+        if kinds["Accepted"] == "Unknown":
+            assert (kinds["Ready"], reconciling) == ("Unknown", True), (status.phase, kinds)
+        elif case.frozen or stuck or status.phase in (Phase.ROLLED_BACK, Phase.INVALID):
             assert (kinds["Ready"], stalled) == ("False", True), (status.phase, kinds)
         elif status.phase in (Phase.PENDING, *COMPARING, Phase.PROMOTING):
             assert (kinds["Ready"], reconciling) == ("Unknown", True), (status.phase, kinds)

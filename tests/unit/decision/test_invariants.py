@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from modelrollout.api.conditions import Reason
 from modelrollout.api.status import Status
 from modelrollout.api.validate import parse
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
@@ -180,9 +181,19 @@ class Cluster(RuleBasedStateMachine):
         self.world.edit(paused=paused)
         self.rest()
 
-    @rule(holdback=st.sampled_from([0, 10, 50]), standby=st.sampled_from([0, 50, 100]))
-    def watch(self, holdback: int, standby: int) -> None:
-        self.world.edit(watch={"duration": "10m", "holdback": holdback, "standby": standby})
+    @rule(
+        duration=st.sampled_from(["10m", "10m", "1m", "24h"]),
+        holdback=st.sampled_from([0, 10, 50]),
+        standby=st.sampled_from([0, 50, 100]),
+    )
+    def watch(self, duration: str, holdback: int, standby: int) -> None:
+        self.world.edit(watch={"duration": duration, "holdback": holdback, "standby": standby})
+        self.rest()
+
+    @rule(deadline=st.sampled_from(["5m", "30m", "6h"]), progress=st.sampled_from(["1m", "10m", "1h"]))
+    def deadlines(self, deadline: str, progress: str) -> None:
+        analysis = {**self.world.spec["analysis"], "deadline": deadline}
+        self.world.edit(analysis=analysis, progressDeadline=progress)
         self.rest()
 
     @rule(ratio=st.sampled_from([False, False, True]))
@@ -195,9 +206,12 @@ class Cluster(RuleBasedStateMachine):
         self.world.edit(workload={**self.world.spec["workload"], "elastic": elastic})
         self.rest()
 
-    @rule(bad=st.sampled_from([False, False, False, True]))
-    def break_spec(self, bad: bool) -> None:
-        self.broken = bad
+    @rule(
+        bad=st.sampled_from([False, False, False, True]),
+        reason=st.sampled_from([None, Reason.NOT_CHECKED]),
+    )
+    def break_spec(self, bad: bool, reason: Reason | None) -> None:
+        self.broken, self.world.reason = bad, reason
         self.world.generation += 1
         self.rest()
 

@@ -409,6 +409,75 @@ class TestPlanEdits:
         assert world.status.step.ends_at == ends + 120
 
 
+class TestDurationEdits:
+    """A duration changes while its clock runs, or is held: what it gains or loses is added to what is left."""
+
+    ANALYSIS = spec_of()["analysis"]
+
+    def left(self, end: float | None, rest: float | None, world: World) -> float:
+        assert (end is None) != (rest is None)
+        return rest if end is None else end - world.now  # type: ignore[return-value]
+
+    @pytest.mark.parametrize(
+        ("deadline", "left"),
+        [("24h", 18 * 3600.0), ("1h", -5 * 3600.0), ("6h", 0.0)],
+        ids=["longer", "shorter", "the same"],
+    )
+    @pytest.mark.parametrize("paused", [False, True], ids=["running", "held"])
+    def test_the_deadline(self, world: World, deadline: str, left: float, paused: bool) -> None:
+        started(world).edit(paused=paused).run(30)
+        status = world.status
+        before = self.left(status.deadline_at, status.deadline_left, world)
+        world.edit(analysis={**self.ANALYSIS, "deadline": deadline}, paused=paused).tick(0)
+        status = world.status
+        assert self.left(status.deadline_at, status.deadline_left, world) == pytest.approx(before + left)
+        now = world.now
+        world.run(30)
+        after = self.left(world.status.deadline_at, world.status.deadline_left, world)
+        assert before + left - (world.now - now) <= after <= before + left, "only once"
+
+    def test_a_deadline_that_gets_longer_in_time_does_not_pass(self, world: World) -> None:
+        world.edit(analysis={**self.ANALYSIS, "deadline": "1h"})
+        started(world).judge(NEUTRAL).run(3000)
+        world.edit(analysis={**self.ANALYSIS, "deadline": "3h"}).run(2000)
+        assert world.status.phase == "Progressing"
+        world.until("Paused", limit=3 * 3600)
+        assert world.condition("Reconciling") == ("True", "Inconclusive")
+
+    def test_a_resumption_with_another_deadline_grants_that_one(self, world: World) -> None:
+        world.edit(analysis={**self.ANALYSIS, "deadline": "1h"})
+        started(world).judge(NEUTRAL).until("Paused", limit=3700)
+        world.edit(analysis={**self.ANALYSIS, "deadline": "3h"}).ask("resume").tick(0)
+        assert world.status.deadline_at == world.now + 3 * 3600
+
+    @pytest.mark.parametrize("paused", [False, True], ids=["running", "held"])
+    def test_the_watch(self, world: World, paused: bool) -> None:
+        world.judge(GOOD).until("Watching")
+        world.edit(paused=paused).run(30)
+        watch = world.status.watch
+        assert watch
+        before, latest = self.left(watch.ends_at, watch.left, world), watch.latest
+        world.edit(watch={"duration": "24h", "holdback": 10}, paused=paused).tick(0)
+        watch, more = world.status.watch, 24 * 3600.0 - 600.0
+        assert watch
+        assert self.left(watch.ends_at, watch.left, world) == pytest.approx(before + more)
+        assert watch.latest == latest + 2 * more
+        if not paused:
+            world.run(12 * 3600, every=60)
+            assert world.status.phase == "Watching"
+        world.edit(watch={"duration": "10m", "holdback": 10}, paused=False).until("Healthy")
+
+    def test_the_deadline_of_progress(self, world: World) -> None:
+        world.broken.add(world.revision)
+        world.run(300)
+        ends = world.status.progress_deadline_at
+        assert ends
+        world.edit(progressDeadline="30m").tick(1)
+        assert world.status.progress_deadline_at == ends + 1200
+        world.run(600)
+        assert world.status.phase == "Progressing"
+
+
 def test_nothing_is_written_when_nothing_changes() -> None:
     """S11."""
     world = World().healthy()

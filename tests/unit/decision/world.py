@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from modelrollout.api.conditions import Reason
 from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
 from modelrollout.api.status import RevisionStatus, Status
@@ -139,7 +140,8 @@ class World:
     route_refused: bool = False
     contested_by: str | None = None  # another writer, who has changed the route: it is left alone for now
     pinned: str | None = None
-    problem: str | None = None  # the spec is refused with this sentence
+    problem: str | None = None  # the spec is refused with this sentence …
+    reason: Reason | None = None  # … and this reason
     pods: dict[str, list[float]] = field(default_factory=dict)  # revision → ready since, or from when on
     starting: float = 0.0  # seconds from a pod's place to its readiness
     routed: tuple[dict[str, int], float] | None = None
@@ -172,6 +174,7 @@ class World:
             revision=self.revision,
             spec=None if self.problem else self.parsed,
             fallback=Spec.from_wire(accepted) if accepted else None,
+            reason=self.reason,
             problem=self.problem or "",
             annotations={f"modelrollout.dev/{verb}": value for verb, value in self.annotations.items()},
         )

@@ -11,8 +11,8 @@ import pytest
 from modelrollout.api.status import Status
 from modelrollout.cluster.actions import JsonPatch
 from modelrollout.cluster.kinds import GRPC_ROUTE, HTTP_ROUTE, VIRTUAL_SERVICE, Kind
-from modelrollout.traffic import ROUTERS, route_actions, router_of
-from modelrollout.workloads import Problem, workload_actions
+from modelrollout.traffic import ROUTERS, restorations, route_actions, router_of
+from modelrollout.workloads import Children, Problem, workload_actions
 from tests.unit.traffic.test_contract import route_of, virtual_service
 from tests.unit.workloads.manifests import Object, manifest, revision_of, spec_of, status_of, with_version
 from tests.unit.workloads.server import Server
@@ -120,6 +120,7 @@ FOREIGN = {
     "another kind": ref("fraud", group="example.com", kind="Backend"),
     "another name": ref("fraud-canary"),
     "a name that only looks like a revision's": ref("fraud-preview"),
+    "a name that looks just like a revision's": ref("fraud-production"),
 }
 
 
@@ -131,6 +132,71 @@ def test_only_the_service_for_callers_is_ours(foreign: Object) -> None:
     assert world.rule(1) == before
     alone = World({"backendRefs": [foreign]})
     assert alone.write(90, 10) == []
+
+
+# Ten letters, as a revision has; a Service of the user's may carry such a name.
+BESIDE: dict[str, tuple[Object, Kind, list[Object]]] = {
+    "HTTPRoute": (HTTP, HTTP_ROUTE, [{"backendRefs": [ref("fraud", 9), ref("fraud-production", 1)]}]),
+    "GRPCRoute": (
+        {"grpcRoute": {"name": "fraud"}},
+        GRPC_ROUTE,
+        [{"backendRefs": [ref("fraud", 9), ref("fraud-production", 1)]}],
+    ),
+    "VirtualService": (
+        ISTIO,
+        VIRTUAL_SERVICE,
+        [{"name": "primary", "route": [to("fraud", 9), to("fraud-production", 1)]}],
+    ),
+    "a mirror of an HTTPRoute": (
+        HTTP,
+        HTTP_ROUTE,
+        [
+            {
+                "backendRefs": [ref("fraud")],
+                "filters": [
+                    {"type": "RequestMirror", "requestMirror": {"backendRef": ref("fraud-monitoring")}}
+                ],
+            }
+        ],
+    ),
+    "a mirror of a VirtualService": (
+        ISTIO,
+        VIRTUAL_SERVICE,
+        [{"name": "primary", "route": [to("fraud", 1)], "mirror": {"host": "fraud-monitoring"}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("spoiled", [False, True], ids=["", "though what was remembered is lost"])
+@pytest.mark.parametrize(("traffic", "kind", "rules"), BESIDE.values(), ids=BESIDE)
+def test_a_service_with_a_name_like_a_revisions_keeps_its_share(
+    traffic: Object, kind: Kind, rules: list[Object], spoiled: bool
+) -> None:
+    world = World(*rules, traffic=traffic, kind=kind)
+    before = copy.deepcopy(world.rule())
+    assert world.write(100, 0) == []
+    world.write(90, 10)
+    assert world.rule() != before
+    if spoiled:
+        world.server.edit(
+            kind, "fraud", {"metadata": {"annotations": {"modelrollout.dev/original": "no JSON"}}}
+        )
+    world.write(80, 20)
+    world.write(100, 0)
+    assert world.rule() == before
+
+
+def test_a_revision_of_which_nothing_is_left_but_its_place_in_the_route_goes_from_there() -> None:
+    """Its record and its Service were deleted, as by a foreground deletion; the route itself says what was put there."""
+    world = World({"backendRefs": [ref("fraud", 3), ref("legacy", 1)]})
+    before = copy.deepcopy(world.rule())
+    world.write(90, 10)
+    rules = copy.deepcopy([world.rule()])
+    rules[0]["backendRefs"][0]["weight"] = 7
+    world.server.edit(HTTP_ROUTE, "fraud", {"spec": {"rules": rules}})
+    gone = Children(borrowed=world.server.children().borrowed)
+    world.server.run(restorations(world.rollout, gone))
+    assert world.rule() == before
 
 
 def test_filters_and_headers_go_to_each_revision() -> None:
@@ -192,7 +258,9 @@ def test_rules_may_change_places_in_the_middle_if_they_have_names() -> None:
     assert [world.rule(0), world.rule(1)] == before
 
 
-@pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"rules": 1}', '{"rules": {"#0": {"written": 5}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "[]", '{"rules": 1}', '{"rules": {"#0": {"written": 5}}}', '{"revisions": 5}']
+)
 def test_an_annotation_that_was_spoiled_does_not_matter(text: str) -> None:
     world = World({"backendRefs": [ref("fraud", 1), ref("legacy", 1)]})
     before = copy.deepcopy(world.rule())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.api.status import Status
+from modelrollout.api.status import Status, Weights
 from modelrollout.cluster.actions import Action, Apply, JsonPatch
 from modelrollout.cluster.kinds import (
     GRPC_ROUTE,
@@ -462,6 +462,28 @@ def test_the_original_comes_back_only_when_the_service_for_callers_has_followed(
     rig.report(rig, promoted)
     assert written_by_the_user(rig) == before
     assert rig.observe(promoted).accepted
+
+
+def test_while_the_stable_revision_is_away_the_route_names_who_answers(rig: Rig) -> None:
+    """S1: the original would come back with the first step after it, and once more."""
+    borrowed_only(rig)
+    status = rig.bring((75, 25, 0))
+    assert status.stable is not None
+    away = status.model_copy(
+        update={
+            "weights": Weights(candidate=100),
+            "stable": status.stable.model_copy(update={"ready": 0}),
+        }
+    )
+    rig.pods(0, 1)
+    for _ in range(3):
+        rig.write(away)
+        rig.report(rig, away)
+    assert named(rig) == ["fraud-v2" if rig.own else f"fraud-{rig.second}"]
+    assert rig.observe(away).weights == {rig.second: 100}
+    assert rig.observe(away).accepted
+    rig.bring((75, 25, 0))
+    assert rig.observe(status).accepted
 
 
 def own_only(rig: Rig) -> None:

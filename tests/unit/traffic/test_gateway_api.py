@@ -429,6 +429,15 @@ def test_a_header_is_compared_once(traffic: list[Any], matches: list[Any]) -> No
     assert "choose another header" in problem.message
 
 
+def test_a_preview_header_that_users_have_too_is_refused() -> None:
+    matches = [{"path": {"value": "/a"}}, {"headers": [{"name": "X-Preview", "value": "yes"}]}]
+    gateway = {"gatewayAPI": {"parentRefs": PARENTS, "matches": matches}}
+    strategy = {"blueGreen": {"previewHeader": {"name": "x-preview", "value": "yes"}}}
+    (problem,) = ROUTER.validate(spec_of(manifest(traffic=gateway, strategy=strategy)))
+    assert problem.message.startswith("strategy.blueGreen.previewHeader: requests of users have x-preview")
+    assert problem.message.endswith("choose another header or value")
+
+
 def test_more_headers_than_a_match_takes_are_refused_before_the_route_is() -> None:
     many = [{"headers": [{"name": f"x-{number}", "value": "1"} for number in range(16)]}]
     gateway = {"gatewayAPI": {"parentRefs": PARENTS, "matches": many}}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from modelrollout.api.conditions import Reason
 from modelrollout.api.status import Status
 from modelrollout.cluster.kinds import SERVICE
 from modelrollout.traffic import RouteReading
 from modelrollout.traffic.pod_ratio import PodRatioRouter
 from modelrollout.workloads import workload_actions
-from tests.unit.workloads.manifests import manifest, revision_of, spec_of, status_of, with_version
+from tests.unit.workloads.manifests import Object, manifest, revision_of, spec_of, status_of, with_version
 from tests.unit.workloads.server import Server
 
 NOW = 1_800_000_000.0
@@ -78,6 +81,87 @@ def test_the_service_is_pinned_while_one_revision_has_all_weight(
     selector = server.get(SERVICE, "fraud")["spec"]["selector"]
     assert selector.get("modelrollout.dev/revision") == pin
     assert selector["modelrollout.dev/rollout"] == "fraud"
+
+
+def serving_on(
+    target: int | str, container: int, *, called: str | None = "http", port_name: str = "http", **more: Any
+) -> Object:
+    """A ModelRollout whose containers listen on a port, which its Service goes to."""
+    port = {"containerPort": container} | ({"name": called} if called else {})
+    template = {"spec": {"containers": [{"name": "model", "image": "m", "ports": [port]}]}}
+    ports = [{"name": port_name, "port": 80, "targetPort": target}]
+    return manifest(template, service={"ports": ports}, **more)
+
+
+KEPT = {"watch": {"holdback": 0}}
+TARGETS: dict[str, tuple[Object, Object, bool]] = {
+    "another number": (serving_on(8080, 8080), serving_on(9090, 9090), True),
+    "another number for callers of the same port, which has another name": (
+        serving_on(8080, 8080),
+        serving_on(9090, 9090, port_name="web"),
+        True,
+    ),
+    "another number behind the same name": (serving_on("http", 8080), serving_on("http", 9090), False),
+    "a name for the same number": (serving_on(8080, 8080), serving_on("http", 8080), False),
+    "a name for another number": (serving_on(8080, 8080), serving_on("http", 9090), True),
+    "a name that the pods which serve do not have": (
+        serving_on(8080, 8080, called=None),
+        serving_on("http", 8080),
+        True,
+    ),
+    "the same, but they keep no share afterwards": (
+        serving_on(8080, 8080, called=None),
+        serving_on("http", 8080, **KEPT),
+        False,
+    ),
+    "a number in place of a name, for the same port": (
+        serving_on("http", 8080),
+        serving_on(8080, 8080),
+        False,
+    ),
+    "another name in place of a name": (
+        serving_on("http", 8080),
+        serving_on("web", 8080, called="web"),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("older", "newer", "refused"), TARGETS.values(), ids=TARGETS)
+def test_one_service_must_reach_the_pods_of_both_where_they_listen(
+    older: Object, newer: Object, refused: bool
+) -> None:
+    newer, server, first = with_version(newer, "2"), Server(), revision_of(older)
+    server.run(workload_actions(older, spec_of(older), status_of(first), server.children(), NOW))
+    for phase in ("Healthy", "Progressing", "Watching"):
+        newer["status"] = {"phase": phase, "stable": {"revision": first}}
+        found = ROUTER.problems(newer, spec_of(newer), server.children())
+        assert [problem.reason for problem in found] == ([Reason.NOT_SUPPORTED] if refused else [])
+        assert all("service.ports: port http goes to" in problem.message for problem in found)
+    newer["status"]["phase"] = "Pending"  # nothing has served yet: a wrong port may be why
+    assert ROUTER.problems(newer, spec_of(newer), server.children()) == []
+    assert ROUTER.problems(older | {"status": newer["status"]}, spec_of(older), server.children()) == []
+
+
+def test_a_template_that_nobody_has_checked_yet_breaks_nothing() -> None:
+    older, server = serving_on("http", 8080), Server()
+    first = revision_of(older)
+    server.run(workload_actions(older, spec_of(older), status_of(first), server.children(), NOW))
+    for containers in (["x"], [{"name": "m", "ports": 5}], [{"name": "m", "ports": ["x"]}]):
+        newer = serving_on(8080, 8080) | {"status": {"phase": "Healthy", "stable": {"revision": first}}}
+        newer["spec"]["workload"]["template"]["spec"]["containers"] = containers
+        assert len(ROUTER.problems(newer, spec_of(newer), server.children())) == 1
+
+
+def test_a_stored_revision_that_is_asked_for_is_held_against_its_own_record() -> None:
+    older, newer, server = serving_on(8080, 8080), with_version(serving_on(9090, 9090), "2"), Server()
+    first, second = revision_of(older), revision_of(newer)
+    for rollout, revision in ((older, first), (newer, second)):
+        server.run(workload_actions(rollout, spec_of(rollout), status_of(revision), server.children(), NOW))
+    newer["status"] = {"phase": "Healthy", "stable": {"revision": second}, "undo": {"revision": first}}
+    newer["spec"]["workload"]["template"] = {}
+    (problem,) = ROUTER.problems(newer, spec_of(newer), server.children())
+    assert "goes to 8080 of the containers" in problem.message
 
 
 PODS = {

@@ -34,12 +34,18 @@ def rounds(draw: st.DrawFn) -> tuple[tuple[str, ...], tuple[int, int, int], bool
 
 
 def status(
-    versions: tuple[str, ...], weights: tuple[int, int, int], retires: bool, names: dict[str, str]
+    versions: tuple[str, ...],
+    weights: tuple[int, int, int],
+    retires: bool,
+    names: dict[str, str],
+    ready: dict[str, int],
 ) -> Status:
     revisions = [names[version] for version in versions]
     retiring = ((revisions.pop(), NOW + 1, 1),) if retires and len(revisions) > 1 else ()
     stable, candidate, previous = (*revisions, None, None)[:3]
-    return status_of(stable, candidate, previous, weights=weights, retiring=retiring, attempt=1)
+    found = status_of(stable, candidate, previous, weights=weights, retiring=retiring, attempt=1)
+    assert found.stable is not None
+    return found.model_copy(update={"stable": found.stable.model_copy(update={"ready": ready[versions[0]]})})
 
 
 def check(server: Server) -> None:
@@ -64,7 +70,7 @@ def test_requests_never_point_at_nothing(router: str, history: list[Any]) -> Non
     names = {version: revision_of(rollout) for version, rollout in rollouts.items()}
     server = Server()
     for versions, weights, retires, writes, ready in history:
-        committed = status(versions, weights, retires, names)
+        committed = status(versions, weights, retires, names, ready)
         rollout = rollouts[versions[-1]]
         spec = spec_of(rollout)
         for plan in (workload_actions, route_actions):

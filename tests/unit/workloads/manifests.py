@@ -190,9 +190,9 @@ def status_of(
     retiring: tuple[tuple[str, float, int], ...] = (),
     attempt: int = 1,
 ) -> Status:
-    """A committed status with these revisions, sizes and weights."""
+    """A committed status with these revisions, sizes (all of them ready) and weights."""
     roles = [
-        RevisionStatus(revision=revision, desired=size) if revision else None
+        RevisionStatus(revision=revision, desired=size, ready=size) if revision else None
         for revision, size in zip((stable, candidate, previous), sizes, strict=True)
     ]
     return Status(

@@ -60,6 +60,31 @@ async def test_what_the_store_has_not_seen_yet_is_a_conflict(orphan: bool) -> No
     assert not isinstance(raised.value, NameTaken)
 
 
+LABELS: dict[str, Object | None] = {
+    "its label is gone": {"cost": "42"},
+    "all its labels are gone": None,
+    "its label says another name": {"modelrollout.dev/rollout": "other", "cost": "42"},
+}
+
+
+@pytest.mark.parametrize("uid", ["uid-fraud", "uid-before"], ids=["", "and it is of before a restore"])
+@pytest.mark.parametrize("left", LABELS.values(), ids=LABELS)
+async def test_what_lost_our_label_gets_it_back_and_is_looked_at_anew(left: Object | None, uid: str) -> None:
+    """A watch by label took it for deleted: nothing else is written, for nothing else of it is known."""
+    cluster = FakeCluster()
+    there = service(sessionAffinity="ClientIP")
+    there["metadata"]["labels"] = left
+    there["metadata"]["ownerReferences"][0]["uid"] = uid
+    before = await cluster.create(there)
+    with pytest.raises(Conflict, match="its labels are put back") as raised:
+        await execute(cluster, [Create(service(), "test")])
+    assert not isinstance(raised.value, NameTaken)
+    after = await cluster.get(SERVICE, "ml", "fraud")
+    assert after is not None
+    assert after["metadata"]["labels"] == (left or {}) | {"modelrollout.dev/rollout": "fraud"}
+    assert after["spec"] == before["spec"]
+
+
 async def test_a_change_is_made_only_to_what_was_seen() -> None:
     cluster = FakeCluster()
     version = (await created(cluster))["metadata"]["resourceVersion"]

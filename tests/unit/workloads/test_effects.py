@@ -110,6 +110,30 @@ def test_a_promotion_points_callers_at_the_new_stable_revision() -> None:
     assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == B
 
 
+STANDING = {
+    "it serves": ((90, 10, 0), 2, A),
+    "it serves alone": ((100, 0, 0), 2, A),
+    "the last step gives the candidate all": ((0, 100, 0), 2, A),
+    "none of its pods is ready": ((0, 100, 0), 0, B),
+    "none of its pods is ready, nor is any other": ((90, 10, 0), 0, A),
+    "its first pod is back": ((60, 40, 0), 1, A),
+}
+
+
+@pytest.mark.parametrize(("weights", "ready", "pin"), STANDING.values(), ids=STANDING)
+def test_callers_go_to_the_stable_revision_if_it_can_answer(
+    weights: tuple[int, int, int], ready: int, pin: str
+) -> None:
+    server = comparing()
+    status = status_of(A, B, weights=weights, attempt=2)
+    assert status.stable is not None
+    status = status.model_copy(update={"stable": status.stable.model_copy(update={"ready": ready})})
+    server.run(plan(server, status))
+    assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == pin
+    server.run(plan(server, STEP))
+    assert server.get(SERVICE, "fraud")["spec"]["selector"]["modelrollout.dev/revision"] == A
+
+
 def test_a_retired_revision_keeps_its_pods_until_its_time_is_over() -> None:
     server = comparing()
     server.run(plan(server, status_of(A, retiring=((B, NOW + 1, 1),), attempt=2)))
@@ -284,6 +308,31 @@ def test_what_is_somebody_elses_is_never_deleted() -> None:
     rollout = copy.deepcopy(SECOND)
     rollout["spec"]["revisionHistoryLimit"] = 0
     assert plan(server, status_of(A, attempt=2), rollout) == []
+
+
+def labelled(name: str, **selector: str) -> Object:
+    """A Service that somebody made, with our label so that a ServiceMonitor finds it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "ml", "labels": {"modelrollout.dev/rollout": "fraud"}},
+        "spec": {"selector": {"modelrollout.dev/rollout": "fraud"} | selector, "ports": [{"port": 9090}]},
+    }
+
+
+def test_a_service_that_only_carries_our_label_stays_and_keeps_no_revision() -> None:
+    server = comparing()
+    server.put(labelled("fraud-metrics", **{"modelrollout.dev/revision": B}))
+    retired = status_of(A, attempt=2)
+    assert told(server.run(plan(server, retired))) == ["delete Deployment fraud-B", "delete Service fraud-B"]
+    assert plan(server, retired) == []
+    assert "fraud-metrics" in server.children().services
+
+
+def test_a_preview_service_that_lost_its_owner_still_goes() -> None:
+    server = serving()
+    server.put(labelled("fraud-preview"))
+    assert told(plan(server, status_of(A), FIRST)) == ["delete Service fraud-preview"]
 
 
 def test_what_is_going_already_is_neither_written_nor_deleted_again() -> None:

@@ -21,7 +21,10 @@ from modelrollout.workloads import (
 from tests.unit.workloads.manifests import PLAIN, Object, manifest, spec_of
 
 ROLLOUT = manifest()
-LABELS = template_labels(PLAIN) | {"modelrollout.dev/rollout": "fraud"}
+LABELS = template_labels(PLAIN) | {
+    "modelrollout.dev/rollout": "fraud",
+    "modelrollout.dev/revision": "zzzzzzzzzz",
+}
 
 
 def rollout(
@@ -55,6 +58,28 @@ def service(name: str) -> Object:
 def H(name: str, value: str) -> Object:
     return {"name": name, "value": value}
 
+
+def chosen(*requests: Object) -> Object:
+    """A test with the users whose requests are such."""
+    return {"abTest": {"matches": list(requests), "duration": "1h"}}
+
+
+def previewed(name: str, value: str) -> Object:
+    return {"blueGreen": {"previewHeader": H(name, value)}}
+
+
+def on(path: str = "/a", *headers: Object, **strategy: Object) -> Object:
+    """A spec with a path of its own, and those of its requests that have these headers."""
+    match = {"path": {"value": path}} | ({"headers": list(headers)} if headers else {})
+    return {"traffic": routed(matches=[match]), "strategy": strategy or {"canary": {}}}
+
+
+def pair(first: Object, second: Object) -> list[Object]:
+    return [rollout("a", 1, **first), rollout("b", 2, **second)]
+
+
+STEPS = [{"weight": 0, "matches": [{"headers": [H("x", "1")]}]}, {"weight": 50}]
+PLAN = {"plan": [{"id": "a", "weight": 0, "matches": [{"headers": [H("x", "1")]}]}]}
 
 CONFLICTS: dict[str, tuple[list[Object], list[str]]] = {
     "different names": ([rollout("a", 1), rollout("b", 2)], []),
@@ -183,6 +208,81 @@ CONFLICTS: dict[str, tuple[list[Object], list[str]]] = {
         ],
         ["b"],
     ),
+    "users of a test, and a route for just these": (
+        pair(on(**chosen({"headers": [H("X", "1")]})), on("/a", H("x", "1"))),
+        ["b"],
+    ),
+    "a route for some users, and a later test with just these": (
+        pair(on("/a", H("x", "1")), on(**chosen({"headers": [H("y", "1")]}, {"headers": [H("x", "1")]}))),
+        ["b"],
+    ),
+    "users of a test, and a route for others": (
+        pair(on(**chosen({"headers": [H("x", "1")]})), on("/a", H("x", "2"))),
+        [],
+    ),
+    "two tests that come to the same users": (
+        pair(
+            on("/a", H("x", "1"), **chosen({"headers": [H("y", "2")]})),
+            on("/a", H("y", "2"), **chosen({"headers": [H("x", "1")]})),
+        ),
+        ["b"],
+    ),
+    "two tests with the same users, each on a path of its own": (
+        pair(on("/a", **chosen({"headers": [H("x", "1")]})), on("/b", **chosen({"headers": [H("x", "1")]}))),
+        [],
+    ),
+    "two tests, told apart by a parameter": (
+        pair(
+            on("/a", H("x", "1"), **chosen({"headers": [H("y", "2")], "queryParams": [H("q", "1")]})),
+            on("/a", H("y", "2"), **chosen({"headers": [H("x", "1")], "queryParams": [H("q", "2")]})),
+        ),
+        [],
+    ),
+    "two tests, one of them by a cookie too": (
+        pair(
+            on("/a", H("x", "1"), **chosen({"headers": [H("y", "2")], "cookie": H("beta", "1")})),
+            on("/a", H("y", "2"), **chosen({"headers": [H("x", "1")]})),
+        ),
+        [],
+    ),
+    "two tests by the same cookie": (
+        pair(
+            on("/a", H("x", "1"), **chosen({"headers": [H("y", "2")], "cookie": H("beta", "1")})),
+            on("/a", H("y", "2"), **chosen({"headers": [H("x", "1")], "cookie": H("beta", "1")})),
+        ),
+        ["b"],
+    ),
+    "a step of a canary, and a route for whom it chooses": (
+        pair(on(canary={"steps": STEPS}), on("/a", H("x", "1"))),
+        ["b"],
+    ),
+    "a step of the canary after a shadow, and a route for whom it chooses": (
+        pair(on(shadow={"then": "Canary", "canary": {"steps": STEPS}}), on("/a", H("x", "1"))),
+        ["b"],
+    ),
+    "those who look at a preview, and a route for just these": (
+        pair(on(**previewed("X-Preview", "1")), on("/a", H("x-preview", "1"))),
+        ["b"],
+    ),
+    "a preview's header in the place of the route's": (
+        pair(on("/a", H("x", "1"), **previewed("x", "2")), on("/a", H("x", "2"))),
+        ["b"],
+    ),
+    "two previews, told apart by a header of their routes": (
+        pair(
+            on("/a", H("x", "1"), **previewed("preview", "1")),
+            on("/a", H("x", "2"), **previewed("preview", "1")),
+        ),
+        [],
+    ),
+    "the step that is under way, though the spec chooses nobody any more": (
+        [rollout("a", 1, **on()) | {"status": PLAN}, rollout("b", 2, **on("/a", H("x", "1")))],
+        ["b"],
+    ),
+    "a strategy that makes no sense": (
+        [rollout("a", 1, **on("/a", canary={"steps": 7})), rollout("b", 2, **on("/b"))],
+        [],
+    ),
     "a spec that makes no sense": ([rollout("a", 1) | {"spec": {"service": 7}}, rollout("b", 2)], []),
 }
 
@@ -205,6 +305,25 @@ def test_the_sentence_names_the_traffic_the_other_one_and_the_mend() -> None:
         "traffic of Gateway infra/g for host a.x, path PathPrefix /v1, is steered by the older ModelRollout ml/a: write "
         "other hostnames or matches in spec.traffic.gatewayAPI, or delete ml/a"
     )
+
+
+def test_whom_a_strategy_chooses_is_told_with_the_mend() -> None:
+    test = chosen({"headers": [H("x", "1")], "queryParams": [H("q", "2")]})
+    found = conflicts(pair(on("/a", **test), on("/a", **test)))[Key("ml", "b")]
+    assert "for every host, path PathPrefix /a header x Exact '1' parameter q Exact '2'," in found.message
+    assert found.message.endswith(
+        ": choose others in spec.strategy, write other hostnames or matches in spec.traffic.gatewayAPI, or delete a"
+    )
+
+
+def test_a_step_that_has_ended_holds_nothing() -> None:
+    claims = Claims()
+    trying, route = rollout("a", 1, **on()) | {"status": PLAN}, rollout("b", 2, **on("/a", H("x", "1")))
+    claims.put(trying)
+    claims.put(route)
+    assert claims.conflict(B) is not None
+    assert claims.put(rollout("a", 1, **on()) | {"status": {"plan": []}}) == {B}
+    assert claims.conflict(B) is None
 
 
 A, B, C = (Key("ml", name) for name in "abc")
@@ -305,8 +424,19 @@ OVERLAPS: dict[str, tuple[Any, str | None]] = {
         None,
     ),
     "an autoscaler of a revision": (
-        {"autoscalers": [scaler("Deployment", "fraud-abcdefghij")]},
+        {
+            "autoscalers": [scaler("Deployment", "fraud-abcdefghij")],
+            "workloads": [{"metadata": {"name": "fraud-abcdefghij", **OURS}}],
+        },
         "HorizontalPodAutoscaler hpa scales Deployment fraud-abcdefghij, whose size is the operator's",
+    ),
+    "an autoscaler of the revision that is to come": (
+        {"autoscalers": [scaler("Deployment", "fraud-zzzzzzzzzz")]},
+        "HorizontalPodAutoscaler hpa scales Deployment fraud-zzzzzzzzzz, whose size is the operator's",
+    ),
+    "an autoscaler of a Deployment that is to come and is called like a revision": (
+        {"autoscalers": [scaler("Deployment", "fraud-production")]},
+        None,
     ),
     "an autoscaler of the ModelRollout": ({"autoscalers": [scaler("ModelRollout", "fraud")]}, None),
 }

@@ -92,6 +92,23 @@ def test_ready_is_what_the_service_sends_requests_to(slices: list[Object], ready
     assert view.ready_since == (SINCE,) * ready
 
 
+GOING = pod_object("p3", REVISION, ready_at=READY)
+GOING["metadata"]["deletionTimestamp"] = READY
+SERVED: dict[str, tuple[list[Object], int]] = {
+    "without any slice its Service is away: what pods say": ([], 2),
+    "an empty slice says that there is none": ([slice_of(SERVICE, [])], 0),
+    "a slice that knows one pod": ([slice_of(SERVICE, ["p1"])], 1),
+}
+
+
+@pytest.mark.parametrize(("slices", "ready"), SERVED.values(), ids=SERVED)
+def test_of_a_revision_that_was_ready_the_loss_of_all_slices_says_nothing(
+    slices: list[Object], ready: int
+) -> None:
+    seen = children(P1, P2, GOING, stuck("p4", waiting("CrashLoopBackOff")), slices=slices)
+    assert observe(ROLLOUT, seen, NOW, served=[REVISION])[REVISION].ready == ready
+
+
 def test_a_pod_that_has_not_said_since_when_counts_from_now() -> None:
     seen = children(P1, slices=[slice_of(SERVICE, ["p1", "unknown"])])
     assert observe(ROLLOUT, seen, NOW)[REVISION].ready_since == (SINCE, NOW)
