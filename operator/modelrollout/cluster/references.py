@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .errors import ClusterError, Forbidden, KindNotServed, Unavailable
-from .kinds import CONFIG_MAP, ROLLOUT_LABEL, SECRET, Kind, Object
+from .kinds import CONFIG_MAP, INFERENCE_POOL, ROLLOUT_LABEL, SECRET, Kind, Object
 from .port import Cluster
 from .store import Key, Ref, Store, ref_of
 
@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 LISTED_WITHIN = 10.0  # seconds that a round waits for the first listing
 LEAST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two listings of one interest
 UNSERVED_PAUSE = 10.0  # the same, of a kind that the API server does not have: its CRD may be installed
+_NEVER_OURS = frozenset(
+    {CONFIG_MAP.kind, SECRET.kind, INFERENCE_POOL.kind}
+)  # Kopf brings none, whatever the labels
 DATA_HASH = "dataHash"
 """Field of a ConfigMap or Secret in the store, in place of its content."""
 
@@ -194,7 +197,7 @@ class References:
         metadata = obj["metadata"]
         identity = {key: obj[key] for key in ("apiVersion", "kind")}
         kept = {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
-        ours = ROLLOUT_LABEL in (metadata.get("labels") or {})
+        ours = obj["kind"] not in _NEVER_OURS and ROLLOUT_LABEL in (metadata.get("labels") or {})
         watch.known[ref_of(obj)] = identity | {
             "metadata": kept | {"labels": {ROLLOUT_LABEL: ""} if ours else {}}
         }

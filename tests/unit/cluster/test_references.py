@@ -161,6 +161,13 @@ async def test_a_right_that_is_missing_is_said(world: World, monkeypatch: pytest
         await world.references.need(FRAUD, [Interest(SECRET, "ml", name="settings")])
 
 
+async def test_configuration_is_the_users_whatever_its_labels(world: World) -> None:
+    labels = {"modelrollout.dev/rollout": "fraud"}
+    world.cluster.seed(make(CONFIG_MAP, "settings", labels, data={"a": "1"}))
+    await world.references.need(FRAUD, [Interest(CONFIG_MAP, "ml", name="settings")])
+    assert world.store.get(CONFIG_MAP, "ml", "settings") is not None
+
+
 async def test_an_object_of_ours_is_left_to_kopf(world: World) -> None:
     labels = {"modelrollout.dev/rollout": "fraud"}
     world.cluster.seed(make(DEPLOYMENT, "legacy", labels, spec=SIZED | {"replicas": 3}))

@@ -12,7 +12,14 @@ from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import Conflict, Forbidden, Unavailable
-from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, REVISION_LABEL, SERVICE, Object
+from modelrollout.cluster.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    MODEL_ROLLOUT,
+    REVISION_LABEL,
+    SERVICE,
+    Object,
+)
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller.memory import UnreadableStatus
@@ -553,3 +560,50 @@ async def test_what_a_rollout_lets_go_of_is_free_once_that_is_committed() -> Non
     world.apply("1", service={"name": "other", "ports": [{"port": 80}]})
     await world.run(10)
     assert conflict(waiting) is None
+
+
+# Tracked configuration
+
+
+SETTINGS: Object = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "settings", "namespace": NAMESPACE},
+    "data": {"threshold": "0.5"},
+}
+
+
+async def settled(world: World, seconds: float) -> None:
+    """Let the news of the watches come, and time pass."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await world.run(seconds)
+
+
+async def test_configuration_that_is_made_anew_costs_neither_the_rollout_nor_the_way_back() -> None:
+    world = World(track_config=True)
+    container = {"name": "model", "image": "m", "envFrom": [{"configMapRef": {"name": "settings"}}]}
+    spec = {
+        "workload": {"replicas": 2, "trackConfig": True, "template": {"spec": {"containers": [container]}}}
+    }
+    world.cluster.seed(SETTINGS)
+    world.apply("1", **spec)
+    await world.run(300, until=lambda: world.phase == "Healthy")
+    world.apply("2", **spec)
+    for phase in ("Progressing", "Watching"):
+        await world.run(3600, until=lambda phase=phase: world.phase == phase)
+        compared = [world.status.get(role) for role in ("candidate", "stable", "previous")]
+        world.cluster.erase(CONFIG_MAP, NAMESPACE, "settings")
+        await settled(world, 20)
+        assert world.condition("Accepted")["reason"] == "ReferenceNotFound"
+        assert "ConfigMap settings" in world.condition("Accepted")["message"]
+        world.cluster.seed(SETTINGS)
+        await settled(world, 20)
+        assert world.condition("Accepted")["status"] == "True"
+        assert world.phase == phase
+        after = [world.status.get(role) for role in ("candidate", "stable", "previous")]
+        assert [(one or {}).get("revision") for one in after] == [
+            (one or {}).get("revision") for one in compared
+        ]
+    await world.run(3600, until=lambda: world.phase == "Healthy")
+    assert [entry["outcome"] for entry in world.status["history"]][:1] == ["Promoted"]

@@ -16,7 +16,17 @@ from typing import Any
 from prometheus_client import generate_latest
 
 from modelrollout.cluster.errors import ClusterError
-from modelrollout.cluster.kinds import HTTP_ROUTE, MODEL_ROLLOUT, POD, REVISION_LABEL, SERVICE, Kind, Object
+from modelrollout.cluster.kinds import (
+    CONFIG_MAP,
+    HTTP_ROUTE,
+    MODEL_ROLLOUT,
+    POD,
+    REVISION_LABEL,
+    SECRET,
+    SERVICE,
+    Kind,
+    Object,
+)
 from modelrollout.cluster.port import Hooks
 from modelrollout.cluster.references import References
 from modelrollout.cluster.store import Key, Store
@@ -39,6 +49,7 @@ START = 1_700_000_000.0
 ERRORS = {"name": "errors", "ratio": {"bad": 'requests_total{code="500"}', "total": "requests_total"}}
 SCRAPE = 15.0
 WARMUP = 30.0
+REFERRED = (CONFIG_MAP.kind, SECRET.kind)  # no watch of the whole kind brings these
 
 
 def manifest(version: str = "1", **spec: Any) -> Object:
@@ -118,7 +129,14 @@ class _Meter:
 class World:
     """One rollout and all that is around it. `errors`: share of bad answers by revision; `rate`: requests per second."""
 
-    def __init__(self, *, hooks: Hooks | None = None, timing: Timing | None = None, seed: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        hooks: Hooks | None = None,
+        timing: Timing | None = None,
+        seed: int = 1,
+        track_config: bool = False,
+    ) -> None:
         self.now = START
         self.cluster = FakeCluster(hooks=hooks, now=lambda: self.now)
         self.nodes = Nodes(self.cluster, lambda: self.now)
@@ -127,6 +145,7 @@ class World:
         self.servers: dict[str, DirectServer] = {"default": self.server}
         self.timing = timing or Timing()
         self.rights = GateRights()
+        self.track_config = track_config
         self.errors: dict[str, float] = {}
         self.rate = 20.0
         self.random = random.Random(seed)
@@ -163,13 +182,18 @@ class World:
                 acceptance=self.acceptance,
                 metrics=self.metrics,
                 timing=self.timing,
-                sources=Sources(self.store, References(self.cluster, self.store, self._concern)),
+                sources=Sources(
+                    self.store,
+                    References(self.cluster, self.store, self._concern),
+                    track_config=self.track_config,
+                ),
                 gates=Gates(self.cluster, self.rights, pods=self.store.pods_owned_by, now=lambda: self.now),
                 now=lambda: self.now,
             )
         )
         for ref in sorted(self.cluster._objects):
-            self.store.put(self.cluster._objects[ref])
+            if ref.kind not in REFERRED:
+                self.store.put(self.cluster._objects[ref])
         for key in self.store.rollouts():
             self.acceptance.rollout_changed(key)
         self.dirty, self.due, self.failed = True, math.inf, 0
@@ -178,7 +202,7 @@ class World:
         self.dirty = self.dirty or KEY in keys
 
     def _see(self, type: str, obj: Object) -> None:
-        if obj["kind"] == "Event":
+        if obj["kind"] == "Event" or obj["kind"] in REFERRED:
             return
         if obj["metadata"]["name"] in self.veiled:
             early = obj["metadata"] | {"resourceVersion": "1"}
