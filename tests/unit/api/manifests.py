@@ -411,6 +411,22 @@ BAD: tuple[Bad, ...] = (
         [{"weight": 1, "minRequests": -1}],
         at=f"{STEPS}[0].minRequests",
     ),
+    bad(
+        "requests are awaited and analysis is off",
+        STEPS,
+        [{"weight": 1}, {"weight": 5, "minRequests": 200}],
+        at="spec.strategy",
+        names="minRequests",
+        also={"spec.analysis": {"mode": "Off"}},
+    ),
+    bad(
+        "requests are awaited and only a guardrail looks",
+        METRICS,
+        [guardrail(max="1")],
+        at="spec.strategy",
+        names="minRequests",
+        also={"spec.strategy": {"rolling": {"minRequests": 200}}},
+    ),
     bad("a step field is misspelt", STEPS, [{"weight": 1, "durration": "5m"}], at=f"{STEPS}[0].durration"),
     bad("planned steps would end without a baseline", "spec.strategy.canary.maxWeight", 100),
     # analysis
@@ -957,6 +973,14 @@ GOOD: dict[str, Mapping[str, Any]] = {
     },
     "an analysis that is off": {"spec.analysis": {"mode": "Off"}},
     "only a guardrail": {METRICS: [guardrail(max="70000")]},
+    "requests that are counted by a metric that does not gate": {
+        METRICS: [guardrail(max="1"), score() | {"dryRun": True}],
+        STEPS: [{"weight": 1, "minRequests": 200}],
+    },
+    "no least number of requests, and nothing that counts": {
+        METRICS: [guardrail(max="1")],
+        STEPS: [{"weight": 1, "minRequests": 0}],
+    },
     "all kinds of metrics": {METRICS: [errors(), latency(), score(), guardrail(min="-1.5")]},
     "the strictest margins": {METRICS: [errors(margin=_TOLERANT)]},
     "an accept margin below the default harm margin": {
