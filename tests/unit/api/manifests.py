@@ -328,6 +328,20 @@ BAD: tuple[Bad, ...] = (
         at="spec.traffic.gatewayAPI.matches[0].headers[1].name",
         names="headers",
     ),
+    *(
+        bad(
+            f"a filter lists a header twice to {verb}",
+            "spec.traffic",
+            gateway(filters=[{"requestHeaderModifier": {verb: [value, value]}}]),
+            at=f"spec.traffic.gatewayAPI.filters[0].requestHeaderModifier.{verb}[1]{key}",
+            names=verb,
+        )
+        for verb, value, key in (
+            ("set", {"name": "a", "value": "1"}, ".name"),
+            ("add", {"name": "a", "value": "1"}, ".name"),
+            ("remove", "a", ""),
+        )
+    ),
     bad(
         "which of two ports is routed is not said",
         "spec.traffic",
@@ -746,6 +760,11 @@ BAD: tuple[Bad, ...] = (
             ("a test ends after the deadline", ".duration", {"duration": "7h"}),
             ("a test has no time", ".duration", {"duration": "0s"}),
             ("a test that all requests match", ".matches[0]", {"matches": [{}]}),
+            (
+                "a parameter of the query is compared twice",
+                ".matches[0].queryParams[1].name",
+                {"matches": [{"queryParams": [{"name": "a", "value": "1"}, {"name": "a", "value": "2"}]}]},
+            ),
             ("a cookie has two values", ".matches[0].cookie.value", {"matches": [cookie("a; b=c")]}),
             (
                 "a cookie lasts no time",
