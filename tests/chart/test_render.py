@@ -329,6 +329,12 @@ def test_extras_are_made_only_on_request(render: Render, kind: str, values: dict
     assert selector.items() <= _pod(objects)["metadata"]["labels"].items()
 
 
+def test_the_namespace_of_a_metric_is_the_rollouts(render: Render) -> None:
+    """Not the operator's own, by which the alerts of docs/operations.md would mix rollouts of one name."""
+    monitor = _one(render({"podMonitor": {"enabled": True}}), "PodMonitor")
+    assert [endpoint["honorLabels"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [True]
+
+
 def _with_server(**fields: Any) -> dict[str, Any]:
     return {"servers": [{**SERVER, **fields}]}
 
