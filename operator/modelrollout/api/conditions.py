@@ -134,7 +134,6 @@ class Reason(_Documented):
     ROLLED_BACK_AFTER_PROMOTION = "RolledBackAfterPromotion", "Harm was proven in the watch."
     FIRST_DEPLOYMENT = "FirstDeployment", "There was nothing to compare with."
     STABLE_UNAVAILABLE = "StableUnavailable", "The baseline has no ready pod, so what is ready serves."
-    WATCH_COMPLETED = "WatchCompleted", "The watch is over; the old revision is gone."
     WATCH_ALARM = "WatchAlarm", "A before-and-after comparison raised an alarm in the watch."
 
     # MetricsAvailable

@@ -23,6 +23,7 @@ def report(round: Round) -> Round:
     # What they are to have, not what is ready: an autoscaler whose target is met asks for just this number, and would
     # take the pods away that are starting.
     replicas = min(round.capacity, sum(role.desired for role in roles))
+    round = round.put_step(reason=round.reason.value if round.reason else None)
     round = round.put(
         observed_generation=round.wish.generation,
         message=_message(round)[:1024],

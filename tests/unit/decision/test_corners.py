@@ -150,7 +150,6 @@ class TestUnstable:
         started(world).run(10)
         assert world.status.phase == "Progressing"
 
-
     def test_restarts_count_from_what_is_left_once_the_pods_that_had_them_are_gone(
         self, world: World
     ) -> None:
