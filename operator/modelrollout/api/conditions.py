@@ -145,6 +145,7 @@ class Reason(_Documented):
     )
     NOT_SCRAPED = "NotScraped", "Ready pods are not scraped by Prometheus."
     NO_TRAFFIC = "NoTraffic", "The pods are scraped, and no requests arrive."
+    SAMPLES_LATE = "SamplesLate", "Samples can be read only after their poll is over, so they do not count."
     DUPLICATE_SERIES = "DuplicateSeries", "A pod has the same series twice; the selector must pick one."
     COUNTERS_INCONSISTENT = "CountersInconsistent", "A counter fell without a restart of its container."
 

@@ -312,7 +312,7 @@ def _case(
         mirror=status.weights.mirror,
         matched=status.weights.matched,
         scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
-        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
+        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup, server.settings.delay),
         server=server,
         now=now,
     )

@@ -13,6 +13,7 @@ from .round import Round
 from .types import Data
 
 FAILED_POLLS = 3  # in a row, before the condition MetricsAvailable falls
+_QUIET = (Reason.NO_TRAFFIC, Reason.SAMPLES_LATE)
 QUIET_POLLS = 3  # in a row, before it says that there are no requests: a few a minute are not none
 
 
@@ -218,9 +219,10 @@ def _metrics_available(round: Round) -> Wanted:
     problem = round.judged.problem
     if status.failed_polls >= FAILED_POLLS:
         return Wanted(kind, "False", named.get(problem.split(":", 1)[0], Reason.METRICS_UNAVAILABLE), problem)
-    quiet = QUIET_POLLS if told is None or told.reason != Reason.NO_TRAFFIC else 1
+    quiet = QUIET_POLLS if told is None or told.reason not in _QUIET else 1
     if round.judged.quiet_polls >= quiet:
-        return Wanted(kind, "True", Reason.NO_TRAFFIC, problem)
+        late = problem.startswith(Reason.SAMPLES_LATE)
+        return Wanted(kind, "False" if late else "True", _QUIET[late], problem)
     return Wanted(kind, "True", Reason.METRICS_AVAILABLE)
 
 

@@ -23,7 +23,8 @@ from modelrollout.cluster.kinds import (
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller.memory import UnreadableStatus
-from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, deployed, manifest
+from modelrollout.telemetry.servers import ServerSettings
+from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, Meter, World, deployed, manifest
 
 GUARDRAIL = {"name": "memory", "guardrail": {"query": "max(memory_bytes)", "max": "10", "failures": 3}}
 
@@ -438,6 +439,45 @@ async def test_a_rollout_without_requests_says_so_and_writes_no_more_for_it() ->
     before = world.writes()
     await world.run(600)
     assert world.writes() - before <= 10, "how far the samples were read, once a minute"
+
+
+LATE = 22.0  # seconds from a scrape until its samples can be read, where 15 are allowed for
+
+
+async def late_world(monkeypatch: pytest.MonkeyPatch, *, delay: float) -> World:
+    """A rollout, after ten minutes in which all samples were late."""
+    world = World()
+    world.server.settings = ServerSettings("default", "http://prometheus", delay=delay)
+
+    def source(meter: Meter, pick: Callable[[float, float], float]) -> Callable[[float, float], Any]:
+        return lambda after, until: [
+            (t, pick(n, x)) for t, n, x in meter.samples if after < t <= min(until, world.now - LATE)
+        ]
+
+    monkeypatch.setattr(Meter, "source", source)
+    world.apply()
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    world.apply("2", strategy={"canary": {"steps": [{"weight": 50, "duration": "1h"}]}})
+    await world.run(600)
+    return world
+
+
+async def test_samples_that_come_too_late_are_not_called_a_lack_of_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await late_world(monkeypatch, delay=0)
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("False", "SamplesLate")
+    assert "raise the delay of this Prometheus server" in told["message"]
+    assert "MetricsUnavailable" not in world.reasons()
+
+
+async def test_with_a_delay_late_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await late_world(monkeypatch, delay=10)
+    assert world.condition("MetricsAvailable")["reason"] == "MetricsAvailable"
+    revision, evidence = world.status["candidate"]["revision"], world.status["evidence"]
+    seen = evidence["metrics"]["errors"]["candidateRequests"]
+    assert seen == world.counted(revision, 0, evidence["consumed"])[0] > 1000
 
 
 async def test_a_watch_with_holdback_raises_no_such_alarm() -> None:
