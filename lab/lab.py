@@ -53,7 +53,8 @@ class Lab:
     """A Kubernetes with a node, a gateway and Prometheus, whose state is in `folder`.
 
     `up` starts what is missing, or attaches to the process that runs the lab in this folder already; then only what
-    other processes can do is there: URLs, kubeconfigs, the client, pids.
+    other processes can do is there: URLs, kubeconfigs, the client, pids. `experimental`: its HTTPRoutes are those of the Gateway
+    API's experimental channel, which have `sessionPersistence`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Lab:
         gateway: bool = True,
         node: bool = True,
         crowd: bool = False,
+        experimental: bool = False,
         scrape_interval: float = 2.0,
         images: Images | None = None,
         say: Say | None = None,
@@ -72,6 +74,7 @@ class Lab:
         self.folder = (folder or default_folder()).resolve()
         self._with = {"prometheus": prometheus, "gateway": gateway, "node": node or crowd}
         self._crowd = crowd
+        self._experimental = experimental
         self._interval = scrape_interval
         self._images = images if images is not None else default_images()
         self._say: Say = say or (lambda line: None)
@@ -135,7 +138,9 @@ class Lab:
         programs = {"controlplane": build.program("controlplane", self._say)}
         if self._with["prometheus"]:
             programs["prometheus"] = build.program("prometheus", self._say)
-        crds = [build.gateway_crds(self._say)]
+        # What is there already is not replaced by what comes later.
+        crds = [build.experimental_http_route(self._say).parent] if self._experimental else []
+        crds.append(build.gateway_crds(self._say))
         if self._with["gateway"]:
             crds.append(build.pool_crds(self._say))
         if self._with["node"] and not self._crowd:

@@ -20,9 +20,12 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.cookies import SimpleCookie
 from time import monotonic
 from typing import Self
 from urllib.parse import urlsplit
+
+import urllib3
 
 from lab.models.train import Row, load_rows
 
@@ -258,6 +261,37 @@ class Load:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(connection.socket)
         connection.socket.close()
+
+
+class User:
+    """One who asks one thing after the other and keeps the cookies that it is given, as a browser does.
+
+    `versions` counts the answers by version and status.
+    """
+
+    def __init__(self, url: str, host: str) -> None:
+        self._url, self._host = f"{url}/predict", host
+        self._http = urllib3.PoolManager(retries=False, timeout=5.0)
+        self._row = load_rows()[0]
+        self.cookies: dict[str, str] = {}
+        self.versions: Counter[tuple[str, int]] = Counter()
+
+    def ask(self) -> str:
+        """Send one request; the version that answered it, empty for the proxy itself."""
+        headers = {"Host": self._host}
+        if self.cookies:
+            headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        body = json.dumps({"features": self._row.features, "label": self._row.label})
+        answer = self._http.request("POST", self._url, body=body, headers=headers)
+        for given in answer.headers.getlist("set-cookie"):
+            self.cookies |= {name: morsel.coded_value for name, morsel in SimpleCookie(given).items()}
+        version = answer.headers.get("x-model-version", "")
+        self.versions[version, answer.status] += 1
+        return version
+
+    def close(self) -> None:
+        """End its connection."""
+        self._http.clear()
 
 
 def _header(head: bytes, name: bytes) -> bytes:

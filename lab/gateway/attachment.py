@@ -100,7 +100,7 @@ def _attach_to(route: Object, parent_ref: Object, gateway: Object) -> Attachment
             hostnames |= dict.fromkeys(shared)
     if not carrying:
         return refuse("NoMatchingListenerHostname", "No hostname of the route fits a listener's hostname.")
-    if unsupported := _unsupported_filter(route):
+    if unsupported := _unsupported_filter(route) or _unsupported_session(route):
         return refuse("UnsupportedValue", f"The lab's gateway does not support {unsupported}.")
     if broken := _broken_expression(route):
         # Envoy would refuse the whole configuration, and with it everybody else's routes.
@@ -141,6 +141,21 @@ def _unsupported_filter(route: Object) -> str | None:
             for entry in backend_ref.get("filters") or []:
                 if entry["type"] not in SUPPORTED_FILTERS - {"RequestMirror"}:
                     return f"the filter {entry['type']} on a backendRef"
+    return None
+
+
+def _unsupported_session(route: Object) -> str | None:
+    for rule in route["spec"].get("rules") or []:
+        session = rule.get("sessionPersistence")
+        if session is None:
+            continue
+        if session.get("type", "Cookie") != "Cookie":
+            return f"sessionPersistence of type {session['type']}"
+        lasting = (session.get("cookieConfig") or {}).get("lifetimeType") == "Permanent"
+        if session.get("idleTimeout") or (session.get("absoluteTimeout") and not lasting):
+            return "a time-out of sessions other than a permanent cookie's"
+        if any(backend_ref.get("filters") for backend_ref in rule.get("backendRefs") or []):
+            return "filters on a backendRef beside sessionPersistence"
     return None
 
 

@@ -18,6 +18,7 @@ import urllib3
 
 from lab.gateway.translation import (
     ROUTES_NAME,
+    SESSIONS,
     EnvoyConfig,
     render_clusters,
     render_endpoints,
@@ -111,6 +112,7 @@ class Envoy:
                 virtual_hosts=config.virtual_hosts,
                 clusters={**self._live.clusters, **config.clusters},
                 endpoints={**self._live.endpoints, **config.endpoints},
+                sessions={**self._live.sessions, **config.sessions},
             )
             complaint = self._await(_CLUSTERS, self._write_clusters(both))
             complaint = complaint or self._await(_ROUTES, self._write_routes(config))
@@ -120,11 +122,11 @@ class Envoy:
             return complaint
 
     def _write_clusters(self, config: EnvoyConfig) -> str:
-        paths = {name: self._endpoint_path(name) for name in config.clusters}
+        paths = {name: self._endpoint_path(name) for name in (*config.clusters, *config.sessions)}
         for name, path in paths.items():
-            self._write(path, render_endpoints(name, config.endpoints[name]))
+            self._write(path, render_endpoints(name, config))
         texts = {name: str(path) for name, path in paths.items()}
-        return self._write(self._files / "clusters.json", render_clusters(config.clusters, texts))
+        return self._write(self._files / "clusters.json", render_clusters(paths, texts))
 
     def _write_routes(self, config: EnvoyConfig) -> str:
         return self._write(self._files / "routes.json", render_routes(config))
@@ -202,13 +204,20 @@ class Envoy:
             "strip_any_host_port": True,
             "generate_request_id": False,
             "http_filters": [
+                # Rules with sessions say which; without, it does nothing.
+                {
+                    "name": SESSIONS,
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
+                    },
+                },
                 {
                     "name": "envoy.filters.http.router",
                     "typed_config": {
                         "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
                         "suppress_envoy_headers": True,
                     },
-                }
+                },
             ],
         }
         chain = {

@@ -1,7 +1,8 @@
 """Gateways, HTTPRoutes and EndpointSlices become Envoy's configuration: pure, so that it is tested as a table.
 
 Weights live in the routes (RDS) alone and pods in the endpoints (EDS) alone, so that a new weight or a new pod never
-touches a connection pool.
+touches a connection pool. Only where a rule has sessions is it otherwise: Envoy draws among weighted clusters before it looks
+at a session, so the rule's backends become one cluster, in which a session outweighs the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from lab.kube import Object
 ROUTES_NAME = "ingress"
 UNRESOLVED = "unresolved"
 """A cluster that never exists: its share of the traffic is answered with 500, as the Gateway API asks for."""
+SESSIONS = "envoy.filters.http.stateful_session"
 _TYPES = "type.googleapis.com/envoy.config."
+_EXTENSIONS = "type.googleapis.com/envoy.extensions."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,12 @@ class EnvoyConfig:
     virtual_hosts: tuple[Object, ...] = ()
     clusters: Mapping[str, Backend] = field(default_factory=dict)
     endpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sessions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Clusters that consist of others, with the weight of each among requests without a session."""
+
+    def parts(self, cluster: str) -> Mapping[str, int]:
+        """The clusters with endpoints of their own that one consists of, and their weights."""
+        return self.sessions.get(cluster, {cluster: 1})
 
 
 def translate(
@@ -51,19 +60,21 @@ def translate(
     services_by_key = {key_of(service): service for service in services}
     pods_by_key = {key_of(pod): pod for pod in pods}
     clusters: dict[str, Backend] = {}
+    sessions: dict[str, Mapping[str, int]] = {}
     hosts: dict[str, list[tuple[tuple[Any, ...], Object]]] = {}
     for route in routes:
         accepted = [attachment for attachment in attach(route, gateways) if attachment.problem is None]
         hostnames = dict.fromkeys(name for attachment in accepted for name in attachment.hostnames)
         if not hostnames:
             continue
-        ranked = _translate_route(route, services_by_key, clusters)
+        ranked = _translate_route(route, services_by_key, clusters, sessions)
         for hostname in hostnames:
             hosts.setdefault(hostname, []).extend(ranked)
     return EnvoyConfig(
         virtual_hosts=tuple(_virtual_host(name, ranked) for name, ranked in sorted(hosts.items())),
         clusters=clusters,
         endpoints={name: ready_addresses(backend, slices, pods_by_key) for name, backend in clusters.items()},
+        sessions=sessions,
     )
 
 
@@ -73,13 +84,18 @@ def _virtual_host(hostname: str, ranked: list[tuple[tuple[Any, ...], Object]]) -
 
 
 def _translate_route(
-    route: Object, services: Mapping[tuple[str, str], Object], clusters: dict[str, Backend]
+    route: Object,
+    services: Mapping[tuple[str, str], Object],
+    clusters: dict[str, Backend],
+    sessions: dict[str, Mapping[str, int]],
 ) -> list[tuple[tuple[Any, ...], Object]]:
     """Envoy routes with their rank: the smallest is tried first. Adds the clusters they need."""
     ranked = []
     age = (route["metadata"].get("creationTimestamp") or "", *key_of(route))
     for number, rule in enumerate(route["spec"].get("rules") or []):
         action = _translate_rule(rule, route["metadata"]["namespace"], services, clusters)
+        if rule.get("sessionPersistence") and "route" in action:
+            action |= _keep_sessions(rule, route, services, action["route"], sessions)
         for match in rule.get("matches") or [{}]:
             rank = (*_precedence(match), *age, number, json.dumps(match, sort_keys=True))
             ranked.append((rank, {"match": _translate_match(match), **action}))
@@ -177,6 +193,51 @@ def _translate_rule(
     return {"route": action, **headers}
 
 
+def _keep_sessions(
+    rule: Object,
+    route: Object,
+    services: Mapping[tuple[str, str], Object],
+    action: Object,
+    sessions: dict[str, Mapping[str, int]],
+) -> Object:
+    """What replaces the rule's action so that a session stays with its pod, whatever the weights; adds the cluster it needs.
+
+    As the Gateway API has it, a session also outlives the weight of its backend. Another weight is another cluster, so that
+    it is in force with the routes.
+    """
+    parts: dict[str, int] = {}
+    for ref in rule["backendRefs"]:
+        backend = resolve_backend(ref, route["metadata"]["namespace"], services)
+        if isinstance(backend, Backend):
+            parts[backend.cluster] = parts.get(backend.cluster, 0) + ref.get("weight", 1)
+    weighted = [one for one in action["weighted_clusters"]["clusters"] if one["name"] == UNRESOLVED]
+    if total := sum(parts.values()):
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{'/'.join(key_of(route))}:sessions-{digest}"
+        sessions[name] = parts
+        weighted.append({"name": name, "weight": total})
+    return {
+        "route": {**action, "weighted_clusters": {"clusters": weighted}},
+        "typed_per_filter_config": {SESSIONS: _session(rule["sessionPersistence"])},
+    }
+
+
+def _session(persistence: Object) -> Object:
+    cookie = {"name": persistence.get("sessionName", "session"), "path": "/"}
+    if (persistence.get("cookieConfig") or {}).get("lifetimeType") == "Permanent":
+        cookie["ttl"] = _to_seconds(persistence["absoluteTimeout"])
+    state = {
+        "@type": f"{_EXTENSIONS}http.stateful_session.cookie.v3.CookieBasedSessionState",
+        "cookie": cookie,
+    }
+    return {
+        "@type": f"{_EXTENSIONS}filters.http.stateful_session.v3.StatefulSessionPerRoute",
+        "stateful_session": {
+            "session_state": {"name": "envoy.http.stateful_session.cookie", "typed_config": state}
+        },
+    }
+
+
 def _translate_mirror(
     mirror: Object,
     namespace: str,
@@ -255,7 +316,10 @@ def render_clusters(names: Iterable[str], endpoint_path: Mapping[str, str]) -> O
                 "connect_timeout": "1s",
                 # A pod that is no longer ready gets no request from the next moment on.
                 "ignore_health_on_host_removal": True,
-                "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+                "common_lb_config": {
+                    "healthy_panic_threshold": {"value": 0},
+                    "locality_weighted_lb_config": {},
+                },
                 "eds_cluster_config": {
                     "eds_config": {
                         "resource_api_version": "V3",
@@ -268,19 +332,26 @@ def render_clusters(names: Iterable[str], endpoint_path: Mapping[str, str]) -> O
     )
 
 
-def render_endpoints(cluster: str, addresses: Iterable[str]) -> Object:
-    """The EDS response of one cluster."""
-    endpoints = []
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        socket_address = {"address": host, "port_value": int(port)}
-        endpoints.append({"endpoint": {"address": {"socket_address": socket_address}}})
+def render_endpoints(cluster: str, config: EnvoyConfig) -> Object:
+    """The EDS response of one cluster; each of its parts is a locality of that name, and one of weight 0 is for sessions only."""
+    localities = []
+    for part, weight in config.parts(cluster).items():
+        locality: Object = {"locality": {"sub_zone": part}}
+        if weight > 0:
+            locality["load_balancing_weight"] = weight
+        locality["lb_endpoints"] = [_endpoint(address) for address in config.endpoints[part]]
+        localities.append(locality)
     resource = {
         "@type": f"{_TYPES}endpoint.v3.ClusterLoadAssignment",
         "cluster_name": cluster,
-        "endpoints": [{"lb_endpoints": endpoints}],
+        "endpoints": localities,
     }
     return _response([resource])
+
+
+def _endpoint(address: str) -> Object:
+    host, _, port = address.rpartition(":")
+    return {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
 
 
 def _response(resources: list[Object]) -> Object:

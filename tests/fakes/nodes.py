@@ -57,7 +57,8 @@ class Nodes:
         revision = labels.get(REVISION_LABEL, "")
         wanted = [f"{metadata['name']}-{n}" for n in range(spec.get("replicas", 1))]
         for pod in self._pods(metadata["namespace"], labels):
-            if pod["metadata"]["name"] not in wanted:
+            owned = pod["metadata"]["ownerReferences"][0]["uid"] == metadata["uid"]
+            if owned and pod["metadata"]["name"] not in wanted:
                 self.cluster.erase(POD, metadata["namespace"], pod["metadata"]["name"])
         owner = {
             "apiVersion": "apps/v1",

@@ -43,6 +43,8 @@ LATENCY = {
     "latency": {"histogram": "http_request_duration_seconds", "slo": "500ms"},
     "margin": {"accept": {"absolute": "0.05"}},
 }
+# The operator's own times: those of a cluster would make a test of minutes.
+TIMING = {"raiseAfter": "2s", "dataPlane": "1s", "evidenceCommit": "2s"}
 QUICK_STEPS = ({"weight": 20, "duration": "5s"}, {"weight": 50, "duration": "5s"})
 
 
@@ -322,6 +324,11 @@ def resource_of(event: Mapping[str, Any]) -> str:
 
 
 Story = Callable[[Lab], None]
+
+
+def sentence(story: Story) -> str:
+    """The id of the test that plays a story."""
+    return story.__name__.replace("_", " ")
 
 
 class Stories:

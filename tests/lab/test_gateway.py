@@ -11,7 +11,7 @@ import urllib3
 from lab.gateway import ADDRESS_ANNOTATION, CONTROLLER_NAME, GATEWAY_NAME, GATEWAY_NAMESPACE
 from lab.kube import Object, path_of
 from lab.lab import Lab
-from lab.load import UNANSWERED, Load
+from lab.load import UNANSWERED, Load, User
 from lab.process import wait_until
 
 NAMESPACE = "ml"
@@ -168,6 +168,38 @@ def test_a_header_chooses_the_backend(lab: Lab, load: Load) -> None:
     assert await_answers(load, 50).by_version().keys() == {"blue"}
     with Load(lab.gateway_url, HOST, rate=100.0, headers={"x-tier": "gold"}) as golden:
         assert await_answers(golden, 50).by_version().keys() == {"green"}
+
+
+def set_sessions(lab: Lab, cookie: str | None, **weights: int) -> None:
+    session: Object = {"type": "Cookie", "sessionName": cookie}
+    rule = {"backendRefs": backends(**weights), **({"sessionPersistence": session} if cookie else {})}
+    assert apply_route(lab, [rule]) == {"Accepted": "Accepted", "ResolvedRefs": "ResolvedRefs"}
+
+
+def test_a_session_stays_with_its_backend_whatever_the_weights(lab: Lab, load: Load) -> None:
+    set_sessions(lab, "side", blue=75, green=25)
+    await_answers(load, 20)
+    without = await_answers(load, 1000)
+    assert without.share("green") == pytest.approx(0.25, abs=0.069), "who keeps no cookie is drawn each time"
+    users = [User(lab.gateway_url, HOST) for _ in range(20)]
+    first = [user.ask() for user in users]
+    assert set(first) == {"blue", "green"}
+    assert all(user.cookies.keys() == {"side"} for user in users)
+    # As the Gateway API has it, a session outlives the weight of its backend, too.
+    for weights in ({"blue": 75, "green": 25}, {"blue": 10, "green": 90}, {"blue": 100, "green": 0}):
+        set_sessions(lab, "side", **weights)
+        assert [user.ask() for user in users for _ in range(3)] == [side for side in first for _ in range(3)]
+    users += [User(lab.gateway_url, HOST) for _ in range(20)]
+    assert {user.ask() for user in users[20:]} == {"blue"}, "no session begins where there is no weight"
+    # With its backend or its rule's sessions it ends.
+    set_sessions(lab, "side", blue=100)
+    assert {user.ask() for user in users} == {"blue"}
+    set_sessions(lab, None, green=100)
+    assert {user.ask() for user in users} == {"green"}
+    for user in users:
+        assert {status for _, status in user.versions} == {200}
+        user.close()
+    assert load.counts().by_status().keys() == {200}
 
 
 def test_a_mirror_is_sent_and_never_answers(lab: Lab, load: Load) -> None:

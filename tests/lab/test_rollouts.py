@@ -11,13 +11,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
 from lab.kube import path_of
 from lab.lab import Lab, read_state
-from lab.operator import Operator
 from lab.process import wait_until
 from tests.lab.rollouts import (
     ENDPOINTS_USER,
@@ -28,9 +27,9 @@ from tests.lab.rollouts import (
     QUALITY,
     Rollout,
     Seen,
-    Stories,
     Story,
     resource_of,
+    sentence,
 )
 
 RELEASE_EVENTS = [
@@ -43,14 +42,6 @@ RELEASE_EVENTS = [
     "Promoted",
     "WatchCompleted",
 ]
-TIMING = {"raiseAfter": "2s", "dataPlane": "1s", "evidenceCommit": "2s"}
-
-
-@pytest.fixture(scope="module")
-def operator(lab: Lab) -> Iterator[Operator]:
-    values = {"servers": [{"name": "default", "url": lab.prometheus_url}], "timing": TIMING}
-    with Operator(lab, values=values) as running:
-        yield running
 
 
 def await_back(rollout: Rollout) -> None:
@@ -453,37 +444,11 @@ APART: list[Story] = [
 ]
 
 
-def stories(request: pytest.FixtureRequest, lab: Lab, test: str) -> Iterator[Stories]:
-    """Start those stories of a test that were asked for."""
-    wanted = [
-        item.callspec.params["story"]
-        for item in request.session.items
-        if getattr(item, "originalname", "") == test
-    ]
-    running = Stories(lab, wanted)
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
-def together(request: pytest.FixtureRequest, lab: Lab, operator: Operator) -> Iterator[Stories]:
-    yield from stories(request, lab, "test_side_by_side")
-
-
-@pytest.fixture(scope="module")
-def apart(request: pytest.FixtureRequest, lab: Lab, operator: Operator) -> Iterator[Stories]:
-    yield from stories(request, lab, "test_with_prometheus_away")
-
-
-def sentence(story: Story) -> str:
-    return story.__name__.replace("_", " ")
-
-
 @pytest.mark.parametrize("story", TOGETHER, ids=sentence)
-def test_side_by_side(together: Stories, story: Story) -> None:
-    together.result(story)
+def test_side_by_side(play: Callable[[Story], None], story: Story) -> None:
+    play(story)
 
 
 @pytest.mark.parametrize("story", APART, ids=sentence)
-def test_with_prometheus_away(apart: Stories, story: Story) -> None:
-    apart.result(story)
+def test_with_prometheus_away(play: Callable[[Story], None], story: Story) -> None:
+    play(story)

@@ -7,7 +7,7 @@ of a release is read from the API server.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,17 +17,10 @@ from lab.kube import Object, path_of
 from lab.lab import Lab
 from lab.operator import Operator
 from lab.process import wait_until
-from tests.lab.rollouts import PATIENCE, Rollout, Stories, template
-from tests.lab.test_rollouts import TIMING, assert_in_order, assert_split
+from tests.lab.rollouts import PATIENCE, Rollout, Story, sentence, template
+from tests.lab.test_rollouts import assert_in_order, assert_split
 
 FINALIZER = "modelrollout.dev/restore"
-
-
-@pytest.fixture(scope="module")
-def operator(lab: Lab) -> Iterator[Operator]:
-    values = {"servers": [{"name": "default", "url": lab.prometheus_url}], "timing": TIMING}
-    with Operator(lab, values=values) as running:
-        yield running
 
 
 class Borrowed(Rollout):
@@ -114,6 +107,18 @@ class Pooled(Borrowed):
         self.wait(lambda seen: seen.status.get("observedGeneration") == generation, "the operator's notice")
 
 
+def assert_taken_over(rollout: Rollout) -> None:
+    """The new version was promoted by proof, got what the steps say, and answers alone; no request failed."""
+    print(rollout.measured())
+    assert rollout.outcome == ("Promoted", "ProvenHarmless")
+    assert_split(rollout, "v2", [20, 50])
+    assert rollout.failures() == {}
+    after = rollout.counts()
+    rollout.wait_answers(50)
+    assert rollout.counts().since(after).by_version().keys() == {"v2"}
+    assert not [note for reason, note in rollout.events() if reason == "TrafficDrift"]
+
+
 def a_release_is_split_between_pools_in_the_users_route(lab: Lab) -> None:
     steps = [{"weight": weight, "duration": "6s", "minRequests": 100} for weight in (20, 50)]
     with Pooled(lab, "pools", rate=60, strategy={"canary": {"steps": steps}}) as rollout:
@@ -121,16 +126,9 @@ def a_release_is_split_between_pools_in_the_users_route(lab: Lab) -> None:
         rollout.try_out("v2")
         rollout.wait_end()
         rollout.wait_answers(50, "v2")
-        print(rollout.measured())
-        assert rollout.outcome == ("Promoted", "ProvenHarmless")
-        assert_split(rollout, "v2", [20, 50])
-        assert rollout.failures() == {}
-        after = rollout.counts()
-        rollout.wait_answers(50)
-        assert rollout.counts().since(after).by_version().keys() == {"v2"}
+        assert_taken_over(rollout)
         (reference,) = lab.client.get(rollout.route_path)["spec"]["rules"][0]["backendRefs"]
         assert (reference["kind"], reference["name"]) == ("InferencePool", "pools-v2")
-        assert not [note for reason, note in rollout.events() if reason == "TrafficDrift"]
 
 
 def a_release_is_split_in_the_users_route_and_leaves_no_trace(lab: Lab) -> None:
@@ -141,15 +139,8 @@ def a_release_is_split_in_the_users_route_and_leaves_no_trace(lab: Lab) -> None:
         rollout.wait_end()
         rollout.wait_restored()
         rollout.wait_answers(50, "v2")
-        print(rollout.measured())
-        assert rollout.outcome == ("Promoted", "ProvenHarmless")
-        assert_split(rollout, "v2", [20, 50])
-        assert rollout.failures() == {}
-        after = rollout.counts()
-        rollout.wait_answers(50)
-        assert rollout.counts().since(after).by_version().keys() == {"v2"}
+        assert_taken_over(rollout)
         assert lab.client.get(rollout.path)["metadata"]["finalizers"] == [FINALIZER]
-        assert not [note for reason, note in rollout.events() if reason == "TrafficDrift"]
 
 
 def what_a_gitops_tool_puts_back_is_put_right_and_deletion_restores_it(lab: Lab) -> None:
@@ -198,16 +189,9 @@ STORIES = (
 )
 
 
-@pytest.fixture(scope="module")
-def stories(lab: Lab, operator: Operator) -> Iterator[Stories]:
-    running = Stories(lab, STORIES)
-    yield running
-    running.close()
-
-
-@pytest.mark.parametrize("story", STORIES, ids=[story.__name__.replace("_", " ") for story in STORIES])
-def test_routes_of_the_user(stories: Stories, operator: Operator, story: Any) -> None:
-    stories.result(story)
+@pytest.mark.parametrize("story", STORIES, ids=sentence)
+def test_routes_of_the_user(play: Callable[[Story], None], operator: Operator, story: Story) -> None:
+    play(story)
     log = operator.log.read_text(encoding="utf-8")
     assert "Traceback" not in log
     assert "forbidden" not in log.lower()

@@ -6,25 +6,18 @@ from __future__ import annotations
 import contextlib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from lab.gateway import ADDRESS_ANNOTATION
 from lab.kube import path_of
 from lab.lab import Lab
-from lab.load import Load
-from lab.operator import Operator
+from lab.load import Load, User
 from lab.process import wait_until
-from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, QUALITY, Rollout, Seen, Stories, Story
-from tests.lab.test_rollouts import TIMING, assert_in_order, sentence, step_runs
-
-
-@pytest.fixture(scope="module")
-def operator(lab: Lab) -> Iterator[Operator]:
-    values = {"servers": [{"name": "default", "url": lab.prometheus_url}], "timing": TIMING}
-    with Operator(lab, values=values) as running:
-        yield running
+from tests.lab.rollouts import ERRORS, LATENCY, PATIENCE, QUALITY, Rollout, Seen, Story, sentence
+from tests.lab.test_rollouts import assert_in_order, step_runs
 
 
 def copies_answered(rollout: Rollout, revision: str) -> float:
@@ -227,6 +220,143 @@ def only_chosen_users_see_the_candidate(lab: Lab) -> None:
         assert {one.get("matched", 0) for one in weights} == {0, 100}
 
 
+def a_parameter_of_the_query_chooses_and_all_of_an_item_must_match(lab: Lab) -> None:
+    nearly = {"name": "group", "type": "RegularExpression", "value": "test.*"}
+    matches = [
+        {"queryParams": [{"name": "bucket", "value": "b"}]},
+        {"queryParams": [nearly], "headers": [{"name": "x-country", "value": "nz"}]},
+    ]
+    strategy = {"abTest": {"matches": matches, "duration": "1h"}}
+
+    def asking(query: str, **headers: str) -> Load:
+        return Load(lab.gateway_url, "query.example.com", 10, path=f"/predict?{query}", headers=headers)
+
+    chosen = [asking("a=1&bucket=b"), asking("group=testers", **{"x-country": "nz"})]
+    others = [asking("bucket=bb&a=b"), asking("Bucket=b&a=bucket=b"), asking("group=testers")]
+    with Rollout(lab, "query", rate=10, strategy=strategy, analysis={"metrics": [ERRORS]}) as rollout:
+        rollout.deploy()
+        with contextlib.ExitStack() as loads:
+            for load in (*chosen, *others):
+                loads.enter_context(load)
+            rollout.release("v2", "models/good")
+            rollout.wait(step_runs, "the test")
+            during = [answers_of(load, 30) for load in chosen]
+            elsewhere = [answers_of(load, 30) for load in others]
+            rollout.annotate("abort", rollout.status["candidate"]["revision"])
+            rollout.wait_end()
+            after = [answers_of(load, 10) for load in chosen]
+        print(rollout.measured(), f"chosen: {during}, others: {elsewhere}, chosen ones after it: {after}")
+        assert [one.keys() for one in during] == [{"v2"}] * len(chosen)
+        assert [one.keys() for one in after] == [{"v1"}] * len(chosen)
+        for load in (*others, rollout):
+            assert load.counts().by_version(status=None).keys() == {"v1"}
+        for load in (*chosen, *others, rollout):
+            assert load.counts().by_status().keys() == {200}
+
+
+def a_canary_begins_with_requests_that_are_chosen(lab: Lab) -> None:
+    tester = {"queryParams": [{"name": "tester", "value": "yes"}]}
+    steps = [
+        {"weight": 0, "matches": [tester], "size": 50, "duration": "2s", "approval": True},
+        {"weight": 50, "duration": "3s"},
+    ]
+    testers = Load(lab.gateway_url, "testers.example.com", 10, path="/predict?tester=yes")
+    changes = {"strategy": {"canary": {"steps": steps}}, "analysis": {"metrics": [ERRORS]}}
+    with Rollout(lab, "testers", rate=30, **changes) as rollout:
+        rollout.deploy()
+        rollout.release("v2", "models/good")
+        rollout.wait(lambda seen: seen.phase == "Paused", "the wait for an approval")
+        with testers:
+            rollout.wait_answers(50)
+            assert answers_of(testers, 20).keys() == {"v2"}
+            assert rollout.counts().by_version(status=None).keys() == {"v1"}
+            step = rollout.status["step"]
+            rollout.annotate("approve", f"{rollout.status['candidate']['revision']}/{step['id']}")
+            rollout.wait(lambda seen: seen.weight == 50 and step_runs(seen), "the split")
+            assert answers_of(testers, 30).keys() == {"v1", "v2"}, "they are drawn as all others"
+            rollout.wait_end()
+        print(rollout.measured(), f"testers {testers.counts().by_version()}")
+        assert rollout.outcome == ("Promoted", "ProvenHarmless")
+        assert rollout.failures() == {}
+        assert testers.counts().by_status().keys() == {200}
+
+
+def who_keeps_the_cookie_stays_on_one_side_until_the_test_ends(lab: Lab) -> None:
+    sticky = {"weight": 30, "duration": "1h", "stickiness": {"cookie": "side", "lifetime": "1h"}}
+    changes = {"strategy": {"abTest": sticky}, "analysis": {"metrics": [ERRORS]}}
+    with Rollout(lab, "sticky", rate=40, **changes) as rollout, contextlib.ExitStack() as ends:
+        rollout.deploy()
+        users = [User(lab.gateway_url, "sticky.example.com") for _ in range(80)]
+        for user in users:
+            ends.callback(user.close)
+        early, late = users[:40], users[40:]
+        assert answered(early) == {"v1"}
+        assert not any(user.cookies for user in early), "a cookie without a test"
+        rollout.release("v2", "models/good")
+        rollout.wait(step_runs, "the test")
+        others = rollout.counts()
+        sides = Counter(assert_they_stay(early))
+        rollout.wait_answers(300)
+        split = rollout.counts().since(others).by_version()
+        assert (rollout.status["phase"], rollout.timeline[-1].weight) == ("Progressing", 30)
+
+        revision = rollout.status["candidate"]["revision"]
+        for pod in rollout.pods(revision):
+            lab.client.delete(path_of("v1", "pods", rollout.namespace, pod["metadata"]["name"]))
+        rollout.wait(lambda seen: seen.weight == 0, "the loss of the weight")
+        wait_until(lambda: answered(early) == {"v1"}, timeout=PATIENCE, what="the baseline for all")
+        rollout.wait(lambda seen: seen.weight == 30 and step_runs(seen), "the weight's return")
+        rollout.wait_answers(20, "v2")
+        assert answered(early) == {"v1"}, "who was moved stays there"
+        assert set(assert_they_stay(late)) == {"v1", "v2"}
+
+        rollout.annotate("abort", revision)
+        rollout.wait_end()
+        after = answered(users)
+        print(rollout.measured(), f"users {dict(sides)}, requests without a cookie {split}")
+        assert after == {"v1"}, "what is taken back is taken back for all"
+        # Five standard deviations of what is drawn.
+        assert split["v2"] / sum(split.values()) == pytest.approx(0.3, abs=0.13)
+        assert sides["v2"] / len(early) == pytest.approx(0.3, abs=0.36)
+        assert sides.keys() == {"v1", "v2"}
+        assert rollout.failures() == {}
+        assert {status for user in users for _, status in user.versions} == {200}
+
+
+def what_is_promoted_is_for_those_too_who_kept_the_cookie_of_the_baseline(lab: Lab) -> None:
+    sticky = {"weight": 50, "duration": "1h", "stickiness": {"cookie": "side"}}
+    changes = {"strategy": {"abTest": sticky}, "analysis": {"metrics": [ERRORS]}}
+    with Rollout(lab, "loyal", rate=20, **changes) as rollout, contextlib.ExitStack() as ends:
+        rollout.deploy()
+        users = [User(lab.gateway_url, "loyal.example.com") for _ in range(20)]
+        for user in users:
+            ends.callback(user.close)
+        rollout.release("v2", "models/good")
+        rollout.wait(step_runs, "the test")
+        assert set(assert_they_stay(users)) == {"v1", "v2"}
+        rollout.annotate("promote", rollout.status["candidate"]["revision"])
+        rollout.wait_end()
+        print(rollout.measured())
+        assert rollout.outcome[0] == "Promoted"
+        assert answered(users) == {"v2"}
+        assert rollout.failures() == {}
+        assert {status for user in users for _, status in user.versions} == {200}
+
+
+def answered(users: Sequence[User]) -> set[str]:
+    """The versions that answer one request of each."""
+    return {user.ask() for user in users}
+
+
+def assert_they_stay(users: Sequence[User]) -> list[str]:
+    """The versions that users got, request after request, with the one cookie that they were given."""
+    sides = [user.ask() for user in users]
+    for _ in range(10):
+        assert [user.ask() for user in users] == sides
+    assert all(user.cookies.keys() == {"side"} for user in users)
+    return sides
+
+
 def answers_of(load: Load, count: int) -> dict[str, int]:
     """The next answers of a load, by version."""
     before = load.counts()
@@ -241,6 +371,10 @@ def answers_of(load: Load, count: int) -> dict[str, int]:
 STORIES: list[Story] = [
     the_better_reward_of_a_fixed_split_wins,
     only_chosen_users_see_the_candidate,
+    a_parameter_of_the_query_chooses_and_all_of_an_item_must_match,
+    a_canary_begins_with_requests_that_are_chosen,
+    who_keeps_the_cookie_stays_on_one_side_until_the_test_ends,
+    what_is_promoted_is_for_those_too_who_kept_the_cookie_of_the_baseline,
     a_shadow_answers_copies_that_nobody_sees_and_is_judged,
     a_shadow_that_fails_is_found_and_nobody_saw_it,
     a_blue_green_switch_is_one_change_of_the_weights,
@@ -250,13 +384,6 @@ STORIES: list[Story] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def played(lab: Lab, operator: Operator) -> Iterator[Stories]:
-    running = Stories(lab, STORIES)
-    yield running
-    running.close()
-
-
 @pytest.mark.parametrize("story", STORIES, ids=sentence)
-def test_strategies(played: Stories, story: Story) -> None:
-    played.result(story)
+def test_strategies(play: Callable[[Story], None], story: Story) -> None:
+    play(story)

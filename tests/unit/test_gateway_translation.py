@@ -9,7 +9,7 @@ import pytest
 from lab.gateway.attachment import CONTROLLER_NAME
 from lab.gateway.gateway import Snapshot
 from lab.gateway.status import class_status, gateway_status, route_status
-from lab.gateway.translation import EnvoyConfig, translate
+from lab.gateway.translation import EnvoyConfig, render_endpoints, translate
 
 Object = dict[str, Any]
 NOW, LATER = "2030-01-01T00:00:00Z", "2030-01-01T01:00:00Z"
@@ -313,6 +313,68 @@ def test_a_mirror_sends_its_percentage_to_the_other_cluster() -> None:
     assert config.endpoints["ml/green:80"] == ("127.0.0.1:8002",)
 
 
+def sticky(*, lifetime: str = "", **weights: int) -> Object:
+    session: Object = {"type": "Cookie", "sessionName": "side"}
+    if lifetime:
+        session |= {"absoluteTimeout": lifetime, "cookieConfig": {"lifetimeType": "Permanent"}}
+    return {"sessionPersistence": session, **backends(**weights)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "parts"),
+    [
+        pytest.param(
+            {"blue": 75, "green": 25},
+            {"ml/blue:80": 75, "ml/green:80": 25},
+            id="its backends, by their weights",
+        ),
+        pytest.param(
+            {"blue": 100, "green": 0},
+            {"ml/blue:80": 100, "ml/green:80": None},
+            id="one of weight 0 too, for sessions that are there, but for no other request",
+        ),
+    ],
+)
+def test_a_rule_with_sessions_has_one_cluster_of(
+    weights: dict[str, int], parts: dict[str, int | None]
+) -> None:
+    slices = [endpointslice("blue", one=True), endpointslice("green", two=True)]
+    config = run(route(sticky(**weights)), slices=slices)
+    ((name, weight),) = weights_of(config).items()
+    assert weight == 100
+    assert config.sessions.keys() == {name}
+    (resource,) = render_endpoints(name, config)["resources"]
+    found = {one["locality"]["sub_zone"]: one for one in resource["endpoints"]}
+    assert {part: one.get("load_balancing_weight") for part, one in found.items()} == parts
+    ports = [
+        end["endpoint"]["address"]["socket_address"]["port_value"]
+        for part in sorted(found)
+        for end in found[part]["lb_endpoints"]
+    ]
+    assert ports == [8001, 8002]
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "cookie"),
+    [("", {"name": "side", "path": "/"}), ("1h", {"name": "side", "path": "/", "ttl": "3600.000s"})],
+    ids=["until the browser is closed", "for an hour"],
+)
+def test_a_session_is_a_cookie(lifetime: str, cookie: Object) -> None:
+    (config,) = only_route(run(route(sticky(lifetime=lifetime, blue=1))))["typed_per_filter_config"].values()
+    assert config["stateful_session"]["session_state"]["typed_config"]["cookie"] == cookie
+
+
+def test_another_weight_is_another_cluster_so_that_it_is_in_force_with_the_route() -> None:
+    one, other = (run(route(sticky(blue=blue, green=10))).sessions.keys() for blue in (10, 20))
+    assert not one & other
+
+
+def test_of_a_rule_with_sessions_a_missing_backend_answers_its_share_with_500() -> None:
+    config = run(route(sticky(blue=30, gone=70)))
+    (name,) = config.sessions
+    assert weights_of(config) == {"unresolved": 70, name: 30}
+
+
 def test_response_headers_are_set_for_one_backend_or_for_the_rule() -> None:
     def set_header(value: str) -> list[Object]:
         changes = {"set": [{"name": "x-arm", "value": value}]}
@@ -353,6 +415,18 @@ def status_of(one: Object, *gateways: Object, now: str = NOW) -> Object | None:
             "UnsupportedValue",
             "ResolvedRefs",
             id="a filter the lab cannot do",
+        ),
+        pytest.param(
+            route({"sessionPersistence": {"type": "Header"}, **backends(blue=1)}),
+            "UnsupportedValue",
+            "ResolvedRefs",
+            id="a session by header",
+        ),
+        pytest.param(
+            route({"sessionPersistence": {"absoluteTimeout": "1h"}, **backends(blue=1)}),
+            "UnsupportedValue",
+            "ResolvedRefs",
+            id="a session that the gateway would have to end",
         ),
         pytest.param(
             route(

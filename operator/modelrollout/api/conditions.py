@@ -148,6 +148,10 @@ class Reason(_Documented):
     SAMPLES_LATE = "SamplesLate", "Samples can be read only after their poll is over, so they do not count."
     DUPLICATE_SERIES = "DuplicateSeries", "A pod has the same series twice; the selector must pick one."
     COUNTERS_INCONSISTENT = "CountersInconsistent", "A counter fell without a restart of its container."
+    CLOCK_BEHIND = (
+        "ClockBehind",
+        "The operator's clock is behind the time up to which requests were counted.",
+    )
 
     PROMETHEUS_UNREACHABLE = "PrometheusUnreachable", "Prometheus could not be reached."
     PROMETHEUS_TIMED_OUT = "PrometheusTimedOut", "Prometheus did not answer in time."

@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ..controller.settings import Settings
 
 
 @click.command()
@@ -36,62 +40,49 @@ import click
 @click.option("--gate-secrets", is_flag=True, help="Sign them; needs the right to get Secrets.")
 @click.option("--gate-jobs", is_flag=True, help="Serve gates with a job; needs rights on Jobs.")
 @click.option("--verbose", is_flag=True, help="Log what is decided in each round.")
-def run(
-    namespaces: tuple[str, ...],
-    servers: tuple[str, ...],
-    config: Path | None,
-    kubeconfig: Path | None,
-    listen: str,
-    leader_elect: bool,
-    lease_namespace: str,
-    lease_name: str,
-    workers: int,
-    track_config: bool,
-    gate_webhooks: tuple[str, ...],
-    gate_secrets: bool,
-    gate_jobs: bool,
-    verbose: bool,
-) -> None:
+def run(*, verbose: bool, **options: Any) -> None:
     """Run the operator."""
     import asyncio
 
     from ..controller.operator import run as run_operator
-    from ..controller.settings import Settings, parse_listen, parse_server, read_config
-    from ..controller.webhook import parse_beginning
-    from ..decision.types import Timing
 
     _log_to_stderr(verbose)
     try:
-        known, timing = read_config(config) if config else ({}, Timing())
-        for text in servers:
-            server = parse_server(text)
-            known[server.name] = server
-        host, port = parse_listen(listen)
-        settings = Settings(
-            kubeconfig=kubeconfig,
-            namespaces=namespaces,
-            servers=known,
-            timing=timing,
-            listen_host=host,
-            listen_port=port,
-            leader_elect=leader_elect,
-            lease_namespace=lease_namespace,
-            lease_name=lease_name,
-            workers=workers,
-            track_config=track_config,
-            gate_webhooks=tuple(parse_beginning(text) for text in gate_webhooks),
-            gate_secrets=gate_secrets,
-            gate_jobs=gate_jobs,
-        )
-        code = asyncio.run(
-            run_operator(
-                settings, ready=lambda port: click.echo(f"health and metrics on port {port}", err=True)
-            )
-        )
+        settings = _settings(**options)
+        code = asyncio.run(run_operator(settings, ready=_tell_port))
     except ValueError as error:
         click.echo(f"modelrollout run: {error}", err=True)
         sys.exit(2)
     sys.exit(code)
+
+
+def _tell_port(port: int) -> None:
+    click.echo(f"health and metrics on port {port}", err=True)
+
+
+def _settings(
+    *,
+    config: Path | None,
+    servers: tuple[str, ...],
+    listen: str,
+    gate_webhooks: tuple[str, ...],
+    **others: Any,
+) -> Settings:
+    """The settings that the options say; `others` have the same name and type there. Raises ValueError with a sentence."""
+    from ..controller.settings import Settings, parse_listen, parse_server, read_config
+    from ..controller.webhook import parse_beginning
+    from ..decision.types import Timing
+
+    known, timing = read_config(config) if config else ({}, Timing())
+    host, port = parse_listen(listen)
+    return Settings(
+        servers=known | {server.name: server for server in map(parse_server, servers)},
+        timing=timing,
+        listen_host=host,
+        listen_port=port,
+        gate_webhooks=tuple(map(parse_beginning, gate_webhooks)),
+        **others,
+    )
 
 
 def _log_to_stderr(verbose: bool) -> None:

@@ -65,6 +65,18 @@ class JsonPatch:
 Action: TypeAlias = Apply | Create | Delete | JsonPatch
 
 
+def patch_seen(
+    kind: Kind, live: Mapping[str, Any], operations: Iterable[Mapping[str, Any]], why: str, drift: str = ""
+) -> JsonPatch:
+    """A JSON patch of exactly the object that was seen: of another or a newer one it is a conflict."""
+    metadata = live["metadata"]
+    seen = [
+        {"op": "test", "path": f"/metadata/{field}", "value": metadata[field]}
+        for field in ("uid", "resourceVersion")
+    ]
+    return JsonPatch(kind, metadata["namespace"], metadata["name"], (*seen, *operations), why, drift)
+
+
 class NameTaken(AlreadyExists):
     """An object of a name that we need is there, and it is not ours: it is never adopted. `obj` is that object."""
 

@@ -19,7 +19,7 @@ from ..api.spec import Metric, Spec
 from ..api.status import Phase, RevisionStatus, Status, compared_share
 from ..cluster.kinds import Object
 from ..cluster.store import Key
-from ..decision.explain import ONE_POD, one_pod
+from ..decision.explain import pod_doubt
 from ..decision.types import Data, GuardrailReading, Judgement
 from ..evidence import split as splits
 from ..evidence.cuts import choose_cuts
@@ -46,6 +46,7 @@ PATIENCE = (
 )
 LOOK_AGAIN = 15.0  # seconds after which an unfinished look is asked about, should its end wake nobody
 LATE = 30.0  # seconds after which a look without an answer counts as a failed one
+BEHIND = 600.0  # seconds by which the clock may be behind the last cut: what is more is not waited for
 _AWAY = (Data.UNAVAILABLE, Data.NOT_SCRAPED)
 
 
@@ -68,6 +69,7 @@ class _Case:
     weight: int  # of the candidate, in percent
     mirror: int  # share of the requests that is copied to it, in percent
     matched: int  # share of the requests chosen by the step's matches that it gets, in percent
+    sticky: bool  # users stay on the side that they were drawn for
     scope: Scope
     pace: Pace
     server: Server
@@ -117,19 +119,13 @@ class Judge:
         if memory.attempt != status.attempt:
             memory.begin_attempt(status.attempt)
         read_evidence(status, memory)
+        if memory.next_poll > now + max(LOOK_AGAIN, 2 * spec.analysis.interval):
+            memory.next_poll = now  # no look is put off for so long: the clock went back
         server = self._servers.get(spec.analysis.prometheus)
         if server is None or memory.unreadable:
             return _blind(spec, status, memory, now)
         case = _case(rollout, spec, status, children, memory, now, server=server, roles=roles)
-        state = begin(case.plan, memory.state)
-        answered = memory.look is not None and memory.look.task.done()
-        news = memory.unaware is not None and memory.unaware != case.scope.sides
-        due = now >= memory.next_poll or answered or news
-        answer = await self._ask(case, state, memory) if due else None
-        if answer is not None and answer.history is not None:
-            state = self._prepare(case, state, answer.found, answer.history, memory)
-        elif answer is not None:
-            state = self._learn(case, state, answer.found, memory)
+        state = await self._update(case, begin(case.plan, memory.state), memory)
         if state.raised_at is None and case.load > 0:
             state = raise_weight(state, case.load, now)
         memory.state = state
@@ -140,8 +136,21 @@ class Judge:
             state=state,
             pending=memory.look is not None or memory.unaware is not None,
             alarm=raised(memory.alarms),
-            notes={**memory.judged.notes, **_doubts(assessment)},
+            notes={**memory.judged.notes, **_doubts(assessment, case.candidate)},
         )
+
+    async def _update(self, case: _Case, state: State, memory: Memory) -> State:
+        """The evidence with what a look at Prometheus says, if one is due."""
+        if not _is_due(case, memory):
+            return state
+        if state.consumed is not None and state.consumed > case.now:
+            return _behind(case, state, memory)
+        answer = await self._ask(case, state, memory)
+        if answer is None:
+            return state
+        if answer.history is not None:
+            return self._prepare(case, state, answer.found, answer.history, memory)
+        return self._learn(case, state, answer.found, memory)
 
     async def _ask(self, case: _Case, state: State, memory: Memory) -> Answer | None:
         """What a look at Prometheus says; None while it is under way. An answer to another question is not used."""
@@ -244,12 +253,13 @@ class Judge:
     def _watch_split(
         self, case: _Case, queries: Queries, state: State, polls: tuple[Poll, ...], memory: Memory
     ) -> None:
-        """Whether requests follow the weight; only polls that lie wholly at one weight, without copies, can tell. At weight 0,
-        where requests may be chosen, there is nothing to tell."""
-        shown = -1 if case.mirror else case.weight
+        """Whether requests follow the weight; only polls that lie wholly at one weight can tell, without copies and where requests
+        are drawn, not users: a few of these may ask for a lot. At weight 0, where requests may be chosen, there is nothing to tell."""
+        untold = bool(case.mirror) or case.sticky
+        shown = -1 if untold else case.weight
         if memory.weight != shown:
             memory.weight, memory.weight_since = shown, case.now
-        if case.mirror:
+        if untold:
             memory.judged = replace(memory.judged, split_off=None)
             return
         name = queries.traffic
@@ -311,6 +321,7 @@ def _case(
         weight=status.weights.stable if watching else status.weights.candidate,
         mirror=status.weights.mirror,
         matched=status.weights.matched,
+        sticky=status.trying is not None and status.trying.stickiness is not None,
         scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
         pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup, server.settings.delay),
         server=server,
@@ -331,6 +342,32 @@ def _blind(spec: Spec, status: Status, memory: Memory, now: float) -> Judgement:
     return replace(memory.judged, state=memory.state, assessment=None, alarm=raised(memory.alarms))
 
 
+def _is_due(case: _Case, memory: Memory) -> bool:
+    """Whether it is time for a look, or one has ended, or there is news of the pods that the last one waits for."""
+    answered = memory.look is not None and memory.look.task.done()
+    news = memory.unaware is not None and memory.unaware != case.scope.sides
+    return case.now >= memory.next_poll or answered or news
+
+
+def _behind(case: _Case, state: State, memory: Memory) -> State:
+    """The evidence while the clock is behind the last cut: another leader's may have been ahead, or it was set back.
+
+    To ask again for that time would count requests twice. So it is waited for, as in an outage; if that would take long,
+    everything is measured anew.
+    """
+    behind = (state.consumed or 0.0) - case.now
+    if behind > BEHIND:
+        memory.begin_attempt(case.status.attempt)
+        return begin(case.plan, None)
+    problem = (
+        f"{Reason.CLOCK_BEHIND}: requests were counted up to a time that the operator's clock reaches in {behind:.0f} s only: "
+        "keep the clocks of its nodes in step"
+    )
+    memory.judged = _away(memory.judged, case.status, problem, case.now)
+    memory.next_poll = case.now + case.spec.analysis.interval
+    return state
+
+
 def _away(before: Judgement, status: Status, problem: str, now: float) -> Judgement:
     """The judgement after one more look that found nothing usable."""
     since = before.outage_since if before.outage_since is not None else status.outage_since
@@ -345,11 +382,10 @@ def _away(before: Judgement, status: Status, problem: str, now: float) -> Judgem
     )
 
 
-def _doubts(assessment: Assessment) -> dict[str, str]:
+def _doubts(assessment: Assessment, candidate: RevisionStatus) -> dict[str, str]:
     """By metric: what a person should know who is told that it is worse."""
-    if assessment.harm_metric is None or not one_pod(assessment):
-        return {}
-    return {assessment.harm_metric: ONE_POD}
+    doubt = pod_doubt(assessment, candidate)
+    return {assessment.harm_metric: doubt} if assessment.harm_metric is not None and doubt else {}
 
 
 def _unopposed(status: Status) -> bool:

@@ -19,26 +19,25 @@ from ..api.spec import Spec
 from ..api.status import Status
 from ..api.validate import parse
 from ..cluster.actions import Action, Apply, Done, JsonPatch, NameTaken, execute
-from ..cluster.errors import ClusterError, Forbidden, Invalid, NotFound
+from ..cluster.errors import ClusterError, Forbidden, Invalid
 from ..cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, ROUTES, Object
 from ..cluster.port import Cluster
 from ..cluster.store import Key, Ref, Store
 from ..decision.decide import decide
 from ..decision.types import Decision, Event, Judgement, Observation, RouteView, Timing, Wish
-from ..traffic import restorations, route_actions, router_of
+from ..traffic import borrows, restorations, route_actions, router_of
 from ..workloads import Children, Problem, gate_actions, observe, pinned, referred, workload_actions
 from ..workloads.children import revision_of
 from ..workloads.own_services import lost_revisions
 from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
 from .acceptance import Acceptance
 from .commit import worth_committing
-from .deletion import add_finalizer, finalizes, finish
 from .gates import Gates
 from .judge import Judge
 from .memory import Memories, Memory, Parsed, UnreadableStatus
 from .metrics import Metrics
 from .record import write_evidence
-from .release import hold_actions, let_go_actions, release_actions
+from .release import hold_actions, release
 from .sources import Source, Sources
 
 _log = logging.getLogger(__name__)
@@ -78,13 +77,12 @@ class Reconciler:
         around = self._around
         rollout = around.store.get(MODEL_ROLLOUT, key.namespace, key.name)
         if rollout is None or rollout["metadata"].get("deletionTimestamp"):
-            if rollout is not None:
-                await self._release(rollout, key)
+            pause = None if rollout is None else await self._release(rollout, key)
             around.store.refer(key, ())
             if self._memories.forget(key):
                 around.metrics.drop_rollout(key.namespace, key.name)
             around.sources.forget(key)
-            return None if rollout is None else await finish(around.cluster, rollout, around.now)
+            return pause
         memory = self._memories.of(key, str(rollout["metadata"]["uid"]))
         status = read_status(rollout)
         source = await self._source(key, rollout, status, memory)
@@ -122,26 +120,16 @@ class Reconciler:
         store = self._around.store
         return Children.from_store(store.children(*key), store.referred(key))
 
-    async def _release(self, rollout: Object, key: Key) -> None:
+    async def _release(self, rollout: Object, key: Key) -> float | None:
         """Restore what is the user's, then let the ModelRollout go. Raises the errors of `cluster.errors`."""
-        cluster, store = self._around.cluster, self._around.store
+        around = self._around
         self._refer(rollout, key)
 
         def done(result: Done) -> None:
-            # Not the ModelRollout: it may be gone before its last answer arrives.
-            if result.obj is not None and result.obj["kind"] != MODEL_ROLLOUT.kind:
-                store.wrote(result.obj)
+            if result.obj is not None:
+                around.store.wrote(result.obj)
 
-        try:
-            for _ in range(3):  # restore, give back, and let go
-                actions = release_actions(rollout, self._children(key))
-                await execute(cluster, actions, done=done)
-                if all(getattr(action, "kind", None) is MODEL_ROLLOUT for action in actions):
-                    return
-        except (Forbidden, Invalid, NotFound) as error:
-            _log.warning("%s/%s: what is the user's can't be restored, letting go: %s", *key, error)
-            actions = release_actions(rollout, self._children(key), refused=True)
-            await execute(cluster, actions, done=done)
+        return await release(around.cluster, rollout, lambda: self._children(key), done=done, now=around.now)
 
     async def _source(self, key: Key, rollout: Object, status: Status, memory: Memory) -> Source:
         """What the object asks for, whole; it is parsed once for each generation."""
@@ -220,7 +208,7 @@ class Reconciler:
         present = before.to_wire()
         wire["evidence"] = write_evidence(decision.state, memory, before, decision.status)
         wire = {name: value for name, value in wire.items() if value is not None}
-        since = now - memory.committed_at
+        since = abs(now - memory.committed_at)  # a clock that went back puts nothing off
         if not worth_committing(present, wire, since=since, every=self._around.timing.evidence_commit):
             memory.state = decision.state
             return rollout
@@ -271,7 +259,8 @@ class Reconciler:
         try:
             failed += await self._carry_out(hold_actions(rollout, spec), done)
             # Not held, nothing of the user's is changed that would have to be restored; what is changed goes on.
-            bars = bool(failed) and not restorations(rollout, self._children(key))
+            held = not failed
+            bars = borrows(spec) and not held and not restorations(rollout, self._children(key))
             for step in (workload_actions, route_actions, gate_actions):
                 if step is route_actions and (bars or memory.holds_back(now)):
                     continue
@@ -279,14 +268,13 @@ class Reconciler:
                 failed += await self._carry_out(step(rollout, spec, status, children, now), done)
             children = self._around.sources.children(key, rollout, (spec,), status)
             self._around.gates.ask(rollout, spec, status, children, memory)
-            failed += await self._carry_out(let_go_actions(rollout, spec, self._children(key)), done)
             if any(isinstance(error, NameTaken) for error in failed):
                 self._around.acceptance.taken(memory)
             if failed and memory.trouble != failed[0].message:
                 _log.warning("%s/%s: %s", *key, failed[0])
             if failed:
                 notes.append(Event(EventReason.INVALID, failed[0].message))
-            notes += await self._take_over(rollout, spec, status, memory, done)
+            notes += await self._take_over(rollout, spec, status, memory, done, held=held)
             memory.note_refused([error.message for error in failed], now)
         finally:
             for note in notes:
@@ -304,7 +292,14 @@ class Reconciler:
         return refused
 
     async def _take_over(
-        self, rollout: Object, spec: Spec, status: Status, memory: Memory, done: Callable[[Done], None]
+        self,
+        rollout: Object,
+        spec: Spec,
+        status: Status,
+        memory: Memory,
+        done: Callable[[Done], None],
+        *,
+        held: bool,
     ) -> list[Event]:
         """Scale the Deployment down whose template is used, once, when the spec asks for that and it is time."""
         ref, namespace = spec.workload.deployment_ref, rollout["metadata"]["namespace"]
@@ -312,10 +307,8 @@ class Reconciler:
         fought, memory.fought = memory.fought, scaled_up_again(spec, live)
         if memory.fought and memory.fought != fought:
             return [Event(EventReason.SCALED_UP_AGAIN, memory.fought)]
-        if live is None or not may_scale_down(spec, status, live):
+        if live is None or not held or not may_scale_down(spec, status, live):
             return []
-        if not finalizes(rollout):
-            await execute(self._around.cluster, [add_finalizer(rollout)], done=done)
         action = scale_down(rollout, live)
         await execute(self._around.cluster, [action], done=done)
         return [Event(EventReason.TAKEN_OVER, f"Deployment {action.name} was scaled to 0: {action.why}")]

@@ -158,7 +158,8 @@ def harmful(round: Round) -> Round | None:
     assessment = round.judged.assessment
     if assessment is None or not assessment.harm or assessment.harmless:
         return None
-    why = harm_summary(assessment)
+    judged = round.status.stable if round.phase == W else round.status.candidate
+    why = harm_summary(assessment, judged)
     return go_back(round.say(EventReason.HARM_PROVEN, why), Reason.HARM_PROVEN, why)
 
 

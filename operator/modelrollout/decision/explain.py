@@ -96,26 +96,28 @@ def reward_text(metric: MetricAssessment) -> str:
     return f"{metric.name} {candidate} good, baseline {baseline}, bad {ratio}, {word}"
 
 
-ONE_POD = "all of it from one candidate pod: its node may be the cause, not the model"
-
-
-def harm_summary(assessment: Assessment) -> str:
+def harm_summary(assessment: Assessment, candidate: RevisionStatus | None) -> str:
     """Which metric is worse, by how much, from which counts, and what is to be doubted of it."""
     named = [m for m in assessment.metrics if m.name == assessment.harm_metric] or list(assessment.metrics)
-    doubts = [ONE_POD] if one_pod(assessment) else []
+    doubt = pod_doubt(assessment, candidate)
     return "; ".join(
         [
             f"{ratio_text(m)}: {m.candidate_bad:.0f} of {count(m.candidate_requests)} bad, "
             f"baseline {m.baseline_bad:.0f} of {count(m.baseline_requests)}"
             for m in named[:1]
         ]
-        + doubts
+        + ([doubt] if doubt else [])
     )
 
 
-def one_pod(assessment: Assessment) -> bool:
-    """Whether the harm can't be told from an unlucky node: one candidate pod answered all that was compared."""
-    return assessment.harm and assessment.groups <= 1
+def pod_doubt(assessment: Assessment, candidate: RevisionStatus | None) -> str:
+    """Why the harm can't be told from an unlucky node: one pod answered all that was compared. Empty if it can."""
+    if not assessment.harm or assessment.groups > 1:
+        return ""
+    pods = candidate.desired if candidate else 1
+    if pods > 1:
+        return f"all of it from one of {pods} candidate pods: its node may be the cause, not the model"
+    return "the candidate has one pod: its node may be the cause as well as the model, with two pods this could be told"
 
 
 def pods_summary(round: Round, role: RevisionStatus | None) -> str:

@@ -45,6 +45,12 @@ class Split:
     baseline_pods: int | None = None
 
 
+def in_percent(weights: Mapping[str, int]) -> dict[str, int]:
+    """The share of each part in the whole, rounded down; parts of weight 0 are left out."""
+    total = sum(weights.values())
+    return {key: 100 * weight // total for key, weight in weights.items() if weight > 0}
+
+
 class Router(Protocol):
     """A way to split requests between revisions."""
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from ..api.conditions import Reason
 from ..api.spec import Spec
 from ..api.status import Status
-from ..cluster.actions import Action, JsonPatch
+from ..cluster.actions import Action, JsonPatch, patch_seen
 from ..cluster.kinds import REVISION_LABEL, STEERED_BY_ANNOTATION, Kind, Object
 from ..cluster.managed_fields import fields_of
 from ..cluster.port import FIELD_MANAGER
@@ -33,7 +33,7 @@ from ..workloads.backends import Backend
 from ..workloads.children import child_name, deleting, name_in, steered_by
 from ..workloads.observation import answering, ready_behind
 from ..workloads.revisions import pin_of, weights_by_revision
-from .base import RouteReading, Split
+from .base import RouteReading, Split, in_percent
 
 ORIGINAL_ANNOTATION = "modelrollout.dev/original"
 FACTOR = 100
@@ -92,13 +92,20 @@ class Shape(Protocol):
     def unfit(self, ref: Mapping[str, Any]) -> str | None:
         """Why a reference can't be replaced, with the mend."""
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
+    def mirrors(self, rule: Mapping[str, Any], namespace: str) -> list[tuple[Backend, int]]:
         """Backends of this namespace that copies of requests go to, with the percent."""
 
-    def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
-        """Owned fields with a mirror; None if the user's own stands in its place."""
+    def mirror(
+        self,
+        values: Object,
+        like: Mapping[str, Any] | None,
+        backend: Backend,
+        port: int | None,
+        percent: int,
+    ) -> Object | None:
+        """Owned fields with a mirror; None if the user's own stands in its place. `like`: a reference whose form it takes."""
 
-    def unmirror(self, values: Object, backends: frozenset[Backend]) -> Object:
+    def unmirror(self, values: Object, backends: frozenset[Backend], namespace: str) -> Object:
         """Owned fields without the mirrors to these backends."""
 
     def refusal(self, live: Mapping[str, Any]) -> str | None:
@@ -372,7 +379,7 @@ class BorrowedRouter:
         roles = (status.previous, status.candidate, status.stable)
         revisions = {children.backend_of(rollout, role.revision): role.revision for role in roles if role}
         weights = view.weights(spec, revisions, _callers(rollout, spec, status, children))
-        complete = weights == _percent(weights_by_revision(status))
+        complete = weights == in_percent(weights_by_revision(status))
         mirror = view.mirrored(spec)
         return RouteReading(
             weights=weights,
@@ -406,7 +413,7 @@ class _View:
         return ours | self._mirrored_to(self._rules)
 
     def _mirrored_to(self, rules: Sequence[Mapping[str, Any]]) -> frozenset[Backend]:
-        found = (backend for rule in rules for backend, _ in self.shape.mirrors(rule))
+        found = (backend for rule in rules for backend, _ in self.shape.mirrors(rule, self.namespace))
         return frozenset(backend for backend in found if self._is_ours(backend))
 
     @property
@@ -453,7 +460,7 @@ class _View:
         if stored is not None and self._fits(stored["original"], backends):
             return _Part(index, key, stored["original"], False)
         guessed = values | {self.shape.backends: self._guess(backends)}
-        original = self.shape.unmirror(guessed, self._mirrored_to([rule]))
+        original = self._unmirrored(guessed)
         return _Part(index, key, original, False)
 
     def _users_own(self, values: Object, stored: Mapping[str, Any] | None) -> Object:
@@ -463,9 +470,12 @@ class _View:
                 values = values | {self.shape.backends: self._guess(values[self.shape.backends] or [])}
             elif self._memory is None or (stored is not None and stored["original"] == values):
                 return values
-            return self.shape.unmirror(values, self._mirrored_to([values]))
+            return self._unmirrored(values)
         kept = [one for one in values[self.shape.backends] or () if not self._is_ours_in(one)]
-        return self.shape.unmirror(values | {self.shape.backends: kept}, self._mirrored_to([values]))
+        return self._unmirrored(values | {self.shape.backends: kept})
+
+    def _unmirrored(self, values: Object) -> Object:
+        return self.shape.unmirror(values, self._mirrored_to([values]), self.namespace)
 
     def _serves(self, rule: Mapping[str, Any], spec: Spec | None) -> bool:
         """Whether a rule of which nothing is remembered is one to be split: those for another version only, say for people
@@ -484,8 +494,7 @@ class _View:
         return not any(self.scope.serving in self._named(self._backends(rule)) for rule in self._rules)
 
     def _has_ours(self, rule: Mapping[str, Any]) -> bool:
-        mirrored = any(self._is_ours(backend) for backend, _ in self.shape.mirrors(rule))
-        return mirrored or any(self._is_ours_in(one) for one in self._backends(rule))
+        return bool(self._mirrored_to([rule])) or any(self._is_ours_in(one) for one in self._backends(rule))
 
     def _fits(self, original: Mapping[str, Any], backends: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the other backends are still those that stood beside the original reference."""
@@ -531,14 +540,8 @@ class _View:
         weights = ", ".join(f"{one.backend.name} {one.weight}" for one in wanted.targets)
         undone = self.touched(spec) and any(one["path"].startswith("/spec/") for one in operations)
         drift = f"spec.{self.shape.rules} (by {self.writer or 'another writer'})" if undone else ""
-        return JsonPatch(
-            self.shape.kind,
-            self.namespace,
-            name_in(self.live),
-            (*_guards(self.live), *operations),
-            f"weights {weights}" if weights else "the references that the user wrote",
-            drift,
-        )
+        why = f"weights {weights}" if weights else "the references that the user wrote"
+        return patch_seen(self.shape.kind, self.live, operations, why, drift)
 
     def _remembered(self, rules: Mapping[str, Object], wanted: _Wanted) -> Object | None:
         """What the route is to remember; nothing if it stands as the user wrote it."""
@@ -563,7 +566,7 @@ class _View:
         if wanted.mirror is not None:
             first = next((one for one in backends if self.reference(one)), None)
             port = wanted.mirror.port_for(shape.port_of(first) if first else None, needed=shape.needs_port)
-            mirrored = shape.mirror(values, wanted.mirror.backend, port, wanted.mirror.weight)
+            mirrored = shape.mirror(values, first, wanted.mirror.backend, port, wanted.mirror.weight)
             values = values if mirrored is None else mirrored
         return values
 
@@ -626,7 +629,7 @@ class _View:
         if wanted.mirror is None:
             return None
         for part in self.parts(spec):
-            if self.shape.mirror(copy.deepcopy(part.original), wanted.mirror.backend, None, 1) is None:
+            if self.shape.mirror(copy.deepcopy(part.original), None, wanted.mirror.backend, None, 1) is None:
                 return (
                     f"{Reason.NOT_SUPPORTED}: spec.{self.shape.rules}[{part.index}] of {self.shape.kind.kind} "
                     f"{name_in(self.live)} has a mirror of its own: remove that, or let the strategy do without one"
@@ -637,8 +640,9 @@ class _View:
         """Percent of the requests that we copy to revisions; the least over the rules that are split."""
         found = []
         for part in self.parts(spec):
-            users = self.shape.mirrors(part.original)
-            ours = [one for one in self.shape.mirrors(self._rules[part.index]) if one not in users]
+            users = self.shape.mirrors(part.original, self.namespace)
+            stand = self.shape.mirrors(self._rules[part.index], self.namespace)
+            ours = [one for one in stand if one not in users]
             found.append(max((percent for to, percent in ours if self._is_ours(to)), default=0))
         return min(found, default=0)
 
@@ -664,7 +668,7 @@ class _View:
                         shares[revision] = shares.get(revision, 0) + weight * percent
             if sum(shares.values()):
                 counted += 1
-                for revision, percent in _percent(shares).items():
+                for revision, percent in in_percent(shares).items():
                     sums[revision] = sums.get(revision, 0) + percent
         return (
             {revision: percent // counted for revision, percent in sums.items()} if counted else dict(callers)
@@ -696,23 +700,12 @@ def _disowning(shape: Shape, live: Object) -> JsonPatch | None:
         ours = entry.get("manager") == FIELD_MANAGER and entry.get("subresource") in (None, "")
         if ours and f"f:{shape.rules}" in (fields_of(entry).get("f:spec") or {}):
             path = f"/metadata/managedFields/{index}"
-            operations = (
-                *_guards(live),
+            remove = (
                 {"op": "test", "path": f"{path}/manager", "value": FIELD_MANAGER},
                 {"op": "remove", "path": path},
             )
-            return JsonPatch(
-                shape.kind, live["metadata"]["namespace"], name_in(live), operations, "give it back"
-            )
+            return patch_seen(shape.kind, live, remove, "give it back")
     return None
-
-
-def _guards(live: Mapping[str, Any]) -> list[Object]:
-    """Operations that make a patch a conflict, if the object is not the one that was looked at."""
-    return [
-        {"op": "test", "path": f"/metadata/{field}", "value": live["metadata"][field]}
-        for field in ("uid", "resourceVersion")
-    ]
 
 
 def _root(rollout: Mapping[str, Any], spec: Spec) -> str:
@@ -757,12 +750,7 @@ def _callers(rollout: Mapping[str, Any], spec: Spec, status: Status, children: C
         return {}
     if (live["spec"].get("selector") or {}).get(REVISION_LABEL) != pin:
         return {}
-    return _percent(answering(children, _root(rollout, spec))) or {pin: 100}
-
-
-def _percent(weights: Mapping[str, int]) -> dict[str, int]:
-    total = sum(weights.values())
-    return {key: 100 * weight // total for key, weight in weights.items() if weight > 0}
+    return in_percent(answering(children, _root(rollout, spec))) or {pin: 100}
 
 
 def _apportion(total: int, weights: Sequence[int]) -> list[int]:

@@ -41,7 +41,7 @@ from ..workloads.backends import Backend
 from ..workloads.children import delete, deleting, name_in, owned
 from ..workloads.observation import ready_behind
 from ..workloads.revisions import weights_by_revision
-from .base import RouteReading, Split
+from .base import RouteReading, Split, in_percent
 from .routes import GATEWAY, backend_in, backend_ref, mirror_filter, mirrors, refusals
 
 MOST_HEADERS = 16  # in one match
@@ -109,7 +109,7 @@ class GatewayApiRouter:
         ours = (
             desired is not None
             and not differences(desired, live)
-            and _shares(desired, rollout, status, children) == _percent(weights_by_revision(status))
+            and _shares(desired, rollout, status, children) == in_percent(weights_by_revision(status))
             and _mirrored(desired) == status.weights.mirror
             and (not status.weights.matched or len(desired["spec"]["rules"]) > 1)
         )
@@ -392,9 +392,4 @@ def _shares(
         backend = backend_in(ref)
         key = bound.get(backend) or _revision_in(rollout, backend) or backend.name
         weights[key] = weights.get(key, 0) + _weight(ref)
-    return _percent(weights)
-
-
-def _percent(weights: Mapping[str, int]) -> dict[str, int]:
-    total = sum(weights.values())
-    return {key: 100 * weight // total for key, weight in weights.items() if weight > 0}
+    return in_percent(weights)

@@ -15,8 +15,6 @@ from ..api.spec import Spec
 from ..cluster.kinds import SERVICE, VIRTUAL_SERVICE, Kind, Object
 from ..workloads.backends import Backend
 
-_DOMAIN = ("svc", "cluster", "local")
-
 
 class VirtualServiceShape:
     """spec.traffic.istio."""
@@ -73,29 +71,30 @@ class VirtualServiceShape:
             return None
         return f"names subset {subset}, which the Services of the revisions don't have: remove the subset"
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
+    def mirrors(self, rule: Mapping[str, Any], namespace: str) -> list[tuple[Backend, int]]:
         """The one mirror; without a percentage, everything is copied."""
-        host = (rule.get("mirror") or {}).get("host")
-        if not host:
-            return []
+        name = _service((rule.get("mirror") or {}).get("host"), namespace)
         value = (rule.get("mirrorPercentage") or {}).get("value")
-        return [(Backend(str(host).partition(".")[0]), 100 if value is None else int(value))]
+        return [(Backend(name), 100 if value is None else int(value))] if name else []
 
-    def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
+    def mirror(
+        self,
+        values: Object,
+        like: Mapping[str, Any] | None,
+        backend: Backend,
+        port: int | None,
+        percent: int,
+    ) -> Object | None:
         """There is only one mirror: the user's own is not replaced."""
         if values.get("mirror"):
             return None
-        host: Object = {"host": backend.name}
-        if values.get("route"):
-            _, dot, domain = str(values["route"][0]["destination"]["host"]).partition(".")
-            host["host"] += f"{dot}{domain}"
-        if port is not None:
-            host["port"] = {"number": port}
-        return values | {"mirror": host, "mirrorPercentage": {"value": percent}}
+        ref = like or {"destination": {"host": backend.name}}
+        mirror = self.redirect(ref, backend, port, 0)["destination"]
+        return values | {"mirror": mirror, "mirrorPercentage": {"value": percent}}
 
-    def unmirror(self, values: Object, backends: frozenset[Backend]) -> Object:
+    def unmirror(self, values: Object, backends: frozenset[Backend], namespace: str) -> Object:
         """Without our mirror."""
-        if not any(backend in backends for backend, _ in self.mirrors(values)):
+        if not any(backend in backends for backend, _ in self.mirrors(values, namespace)):
             return values
         return values | {"mirror": None, "mirrorPercentage": None}
 
@@ -116,7 +115,7 @@ class VirtualServiceShape:
 
 
 def _service(host: Any, namespace: str) -> str | None:
+    """The Service of this namespace that a host names: `name`, `name.ns`, `name.ns.svc` or `name.ns.svc.<cluster domain>`."""
     name, *domain = str(host or "").split(".")
-    if not name or (domain and domain[0] != namespace):
-        return None
-    return name if tuple(domain[1:]) in ((), *(_DOMAIN[:length] for length in (1, 2, 3))) else None
+    local = not domain or (domain[0] == namespace and domain[1:2] in ([], ["svc"]))
+    return name if name and local else None

@@ -141,17 +141,24 @@ class GatewayRouteShape:
         """None: there is nothing that can't be replaced."""
         return None
 
-    def mirrors(self, rule: Mapping[str, Any]) -> list[tuple[Backend, int]]:
+    def mirrors(self, rule: Mapping[str, Any], namespace: str) -> list[tuple[Backend, int]]:
         """Of the filters of the rule."""
         return mirrors(rule.get("filters") or ())
 
-    def mirror(self, values: Object, backend: Backend, port: int | None, percent: int) -> Object | None:
+    def mirror(
+        self,
+        values: Object,
+        like: Mapping[str, Any] | None,
+        backend: Backend,
+        port: int | None,
+        percent: int,
+    ) -> Object | None:
         """One filter more; a rule may have several mirrors."""
         return values | {
             "filters": [*(values.get("filters") or ()), mirror_filter(backend, port or 80, percent)]
         }
 
-    def unmirror(self, values: Object, backends: frozenset[Backend]) -> Object:
+    def unmirror(self, values: Object, backends: frozenset[Backend], namespace: str) -> Object:
         """Without our filters; without the list, if it was ours altogether."""
         filters = values.get("filters")
         kept = [one for one in filters or () if not any(to in backends for to, _ in mirrors([one]))]

@@ -15,7 +15,7 @@ from typing import Any
 from ..api.conditions import Reason
 from ..api.spec import API_VERSION, GROUP, KIND
 from ..cluster import store
-from ..cluster.actions import Delete, JsonPatch
+from ..cluster.actions import Delete, JsonPatch, patch_seen
 from ..cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
@@ -218,23 +218,10 @@ def retake(rollout: Mapping[str, Any], obj: Object) -> JsonPatch:
 
     Server-side apply would add ours beside it, and the API server refuses two controllers.
     """
-    metadata = obj["metadata"]
-    others = [owner for owner in metadata["ownerReferences"] if not owner.get("controller")]
-    return JsonPatch(
-        kind_of(obj),
-        metadata["namespace"],
-        metadata["name"],
-        (
-            {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
-            {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
-            {
-                "op": "replace",
-                "path": "/metadata/ownerReferences",
-                "value": [*others, owner_reference(rollout)],
-            },
-        ),
-        "its ModelRollout was restored: take it back",
-    )
+    others = [owner for owner in obj["metadata"]["ownerReferences"] if not owner.get("controller")]
+    owners = [*others, owner_reference(rollout)]
+    change = {"op": "replace", "path": "/metadata/ownerReferences", "value": owners}
+    return patch_seen(kind_of(obj), obj, [change], "its ModelRollout was restored: take it back")
 
 
 def delete(obj: Object, why: str) -> Delete:
@@ -252,6 +239,12 @@ def delete(obj: Object, why: str) -> Delete:
 
 def name_in(obj: Mapping[str, Any]) -> str:
     return str(obj["metadata"]["name"])
+
+
+def replicas_of(deployment: Mapping[str, Any]) -> int:
+    """Pods that a Deployment is to have."""
+    replicas = deployment["spec"].get("replicas")
+    return 1 if replicas is None else int(replicas)
 
 
 def labels_of(obj: Mapping[str, Any]) -> Mapping[str, str]:

@@ -25,6 +25,7 @@ from .children import (
     name_in,
     name_taken,
     ownership,
+    replicas_of,
     retake,
     revision_of,
 )
@@ -182,7 +183,7 @@ def _deployments(
         # What stands there stays: without it the pods would be made anew once more.
         restarted = restarted_at(live) if asked is None else format_time(asked)
         wanted = deployment(rollout, spec, revision, record=record, replicas=size, restarted_at=restarted)
-        present = 0 if live is None else _replicas(live)
+        present = 0 if live is None else replicas_of(live)
         why = f"{size} pods, not {present}" if size != present else "fields"
         actions = ensure(rollout, wanted, live, why) or _restart(rollout, wanted, live, restarted)
         (shrink if size < present else grow).extend(actions)
@@ -200,11 +201,6 @@ def _restart(rollout: Mapping[str, Any], wanted: Object, live: Object | None, at
         return []
     seen = wanted | {"metadata": wanted["metadata"] | {"uid": live["metadata"]["uid"]}}
     return [Apply(seen, live["metadata"]["resourceVersion"], "all pods anew, as somebody asked")]
-
-
-def _replicas(live: Mapping[str, Any]) -> int:
-    replicas = live["spec"].get("replicas")
-    return 1 if replicas is None else int(replicas)
 
 
 def _root(

@@ -41,13 +41,13 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "volumes": ("name",),
 }
 # What of an HTTPRoute we may write and may leave out. It lies within a list that is one value, of which managedFields do not
-# say what we set, so it is only by its absence that we know it is to go.
+# say what we set, so it is only by its absence that we know it is to go. A test leaves out each field of the models.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "matches": ("headers", "method", "queryParams"),
+    "parentRefs": ("namespace", "port", "sectionName"),
     "requestHeaderModifier": ("add", "remove", "set"),
     "responseHeaderModifier": ("add", "remove", "set"),
     "rules": ("filters", "sessionPersistence", "timeouts"),
-    "sessionPersistence": ("absoluteTimeout",),
     "timeouts": ("backendRequest", "request"),
     "urlRewrite": ("hostname", "path"),
 }

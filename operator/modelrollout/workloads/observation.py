@@ -14,7 +14,7 @@ from ..cluster.kinds import REVISION_LABEL
 from ..cluster.pods import Pod, Waiting
 from ..decision.types import RevisionView
 from .backends import Backend, picker_of
-from .children import Children, Ownership, child_name, name_in, ownership, revision_of
+from .children import Children, Ownership, child_name, name_in, ownership, replicas_of, revision_of
 
 _REASONS = 5
 _LENGTH = 300
@@ -101,11 +101,11 @@ def _view(rollout: Mapping[str, Any], children: Children, revision: str, now: fl
     since = {pod.name: pod.ready_since for pod in pods}
     backend = children.backend_of(rollout, revision)
     ready, picker = ready_behind(children, backend), away_picker(children, backend)
-    replicas = workload["spec"].get("replicas") if workload else 0
+    desired = replicas_of(workload) if workload else 0
     if revision in children.bound:
-        replicas = max(len(pods), len(ready))
+        desired = max(len(pods), len(ready))
     return RevisionView(
-        desired=1 if replicas is None else int(replicas),
+        desired=desired,
         ready=len(ready),
         ready_since=tuple(sorted(_first(since.get(pod), now) for pod in ready.values())),
         restarts=sum(pod.restart_count for pod in pods),

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..api.spec import GROUP, Spec
 from ..api.status import Phase, Status
-from ..cluster.actions import Action, JsonPatch
+from ..cluster.actions import Action, JsonPatch, patch_seen
 from ..cluster.kinds import DEPLOYMENT, Object
-from .children import deleting, name_in
+from .children import deleting, name_in, replicas_of
 
 SCALED_ANNOTATION = f"{GROUP}/scaled-from"
 """On the user's Deployment: which ModelRollout scaled it to 0, and from which size, as in `fraud/3`."""
@@ -46,12 +46,8 @@ def scale_down(rollout: Mapping[str, Any], live: Object) -> JsonPatch:
         if annotations
         else [{"op": "add", "path": "/metadata/annotations", "value": {SCALED_ANNOTATION: text}}]
     )
-    return _patch(
-        live,
-        *note,
-        {"op": "replace", "path": "/spec/replicas", "value": 0},
-        why=f"its template was taken over; it had {size} pods",
-    )
+    shrink = {"op": "replace", "path": "/spec/replicas", "value": 0}
+    return patch_seen(DEPLOYMENT, live, [*note, shrink], f"its template was taken over; it had {size} pods")
 
 
 def scaled_up_again(spec: Spec, live: Object | None) -> str | None:
@@ -71,7 +67,7 @@ def restore(rollout: Mapping[str, Any], live: Object) -> list[Action]:
     if not size or deleting(live) or replicas_of(live):
         return []
     grow = {"op": "replace", "path": "/spec/replicas", "value": size}
-    return [_patch(live, grow, why=f"the ModelRollout goes; it had {size} pods")]
+    return [patch_seen(DEPLOYMENT, live, [grow], f"the ModelRollout goes; it had {size} pods")]
 
 
 def forget(rollout: Mapping[str, Any], live: Object) -> list[Action]:
@@ -79,7 +75,7 @@ def forget(rollout: Mapping[str, Any], live: Object) -> list[Action]:
     if scaled_from(rollout, live) is None or deleting(live):
         return []
     remove = {"op": "remove", "path": f"/metadata/annotations/{_POINTER}"}
-    return [_patch(live, remove, why="the ModelRollout goes")]
+    return [patch_seen(DEPLOYMENT, live, [remove], "the ModelRollout goes")]
 
 
 def ready_again(live: Object) -> bool:
@@ -99,18 +95,3 @@ def scaled_from(rollout: Mapping[str, Any], live: Mapping[str, Any]) -> int | No
 
 def _note(live: Mapping[str, Any]) -> str | None:
     return (live["metadata"].get("annotations") or {}).get(SCALED_ANNOTATION)
-
-
-def replicas_of(live: Mapping[str, Any]) -> int:
-    """Pods that a Deployment is to have."""
-    replicas = live["spec"].get("replicas")
-    return 1 if replicas is None else int(replicas)
-
-
-def _patch(live: Object, *operations: Mapping[str, Any], why: str) -> JsonPatch:
-    metadata = live["metadata"]
-    seen = (
-        {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
-        {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
-    )
-    return JsonPatch(DEPLOYMENT, metadata["namespace"], metadata["name"], (*seen, *operations), why)

@@ -94,6 +94,22 @@ async def test_a_split_that_is_none_is_not_checked() -> None:
     assert "splitOffSince" not in world.status
 
 
+@pytest.mark.parametrize(
+    ("stickiness", "off"),
+    [({}, True), ({"stickiness": {"cookie": "side"}}, False)],
+    ids=["requests are drawn", "users are drawn, and some ask for a lot"],
+)
+async def test_a_share_of_the_requests_that_is_not_the_weight(stickiness: dict[str, Any], off: bool) -> None:
+    world = await running({"weight": 20, "duration": "2h", **stickiness}, before=0.0, after=0.0)
+    world.rate = 100.0
+    stable, candidate = (world.status[role]["revision"] for role in ("stable", "candidate"))
+    world.drawn = {stable: 65, candidate: 35}
+    await world.run(1800)
+    assert ("TrafficMismatch" in world.reasons()) is off
+    assert world.phase == ("Paused" if off else "Progressing")
+    assert world.condition("TrafficVerified")["status"] == ("False" if off else "True")
+
+
 async def test_users_who_were_drawn_by_lot_are_compared() -> None:
     world = await running(CHOSEN | {"randomized": True}, before=0.0, after=0.5)
     await world.run(900, until=lambda: world.phase == "RolledBack")

@@ -70,6 +70,18 @@ async def release_through_faults(seed: int) -> tuple[World, Faults]:
     faults = Faults(seed)
     hooks = Hooks(before_write=faults.before_write, after_write=faults.after_write)
     world = World(hooks=hooks, seed=seed)
+    await begin_comparison(world, faults)
+    for _ in range(40):
+        faults.disturb(world)
+        await world.run(45)
+    faults.active, world.server.away = False, None
+    await world.run(180)
+    assert world.phase == "Progressing", world.status["message"]
+    return world, faults
+
+
+async def begin_comparison(world: World, faults: Faults) -> None:
+    """Up to a candidate that gets 10 %, and then 50 % for hours; faults begin with the release."""
     steps = {"canary": {"steps": [{"weight": 10, "duration": "10m"}, {"weight": 50, "duration": "3h"}]}}
     analysis = {"metrics": [ERRORS]}
     world.apply()
@@ -82,13 +94,6 @@ async def release_through_faults(seed: int) -> tuple[World, Faults]:
     await world.run(60, until=lambda: "candidate" in world.status)
     candidate = world.status["candidate"]["revision"]
     world.errors[candidate] = 0.02
-    for _ in range(40):
-        faults.disturb(world)
-        await world.run(45)
-    faults.active, world.server.away = False, None
-    await world.run(180)
-    assert world.phase == "Progressing", world.status["message"]
-    return world, faults
 
 
 def counted_and_true(world: World) -> tuple[tuple[list[float], int], tuple[list[float], int]]:
@@ -110,6 +115,40 @@ async def test_evidence_equals_the_truth_through_crashes_conflicts_and_outages(s
     counted, true = counted_and_true(world)
     assert counted == true
     assert counted[1] > 60
+
+
+async def compared(minutes: float) -> World:
+    world = World()
+    await begin_comparison(world, Faults(0))
+    await world.run(60 * minutes)
+    return world
+
+
+async def test_a_clock_that_goes_back_a_little_is_waited_for_as_in_an_outage() -> None:
+    world = await compared(20)
+    world.behind = 180.0
+    await world.run(90)
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("False", "ClockBehind"), told
+    assert world.condition("Reconciling")["reason"] == "MetricsUnavailable"
+    await world.run(240)
+    assert world.condition("MetricsAvailable")["status"] == "True"
+    counted, true = counted_and_true(world)
+    assert counted == true
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same process", "another one"])
+async def test_a_clock_that_goes_back_far_is_not_waited_for_and_nothing_counts_twice(restarted: bool) -> None:
+    world = await compared(60)
+    before, asked = world.status["evidence"], world.server.asked
+    world.behind = 1800.0
+    if restarted:
+        world.start()
+    await world.run(90)
+    evidence = world.status["evidence"]
+    assert world.server.asked > asked
+    assert before["consumed"] - 1800 < evidence["consumed"] < world.clock()
+    assert 1 <= evidence["metrics"]["errors"]["polls"] <= 6 < before["metrics"]["errors"]["polls"]
 
 
 def read_again(patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from modelrollout.cli import main
 from modelrollout.cluster.errors import ClusterError, Forbidden, KindNotServed, Unavailable
 from modelrollout.cluster.kinds import HTTP_ROUTE, LEASE, MODEL_ROLLOUT, POD
 from modelrollout.cluster.lease import LeaderElection
@@ -23,6 +25,7 @@ from modelrollout.controller.handlers import watched as kinds_of
 from modelrollout.controller.metrics import Metrics
 from modelrollout.controller.operator import _Parts
 from modelrollout.controller.settings import Settings, read_config
+from modelrollout.decision.types import Timing
 from modelrollout.telemetry.servers import ServerSettings
 from tests.fakes.cluster import FakeCluster
 from tests.unit.controller.world import NAME, NAMESPACE, manifest
@@ -245,6 +248,50 @@ async def test_whoever_waits_for_a_name_is_woken_when_the_other_one_lets_go_of_i
     assert gone is not None
     operator._take(parts, acceptance, MODEL_ROLLOUT, gone, gone=True)
     assert await woken() == {"a", "b"}
+
+
+# Options
+
+
+OPTIONS = {
+    "nothing": ([], {"listen_port": 8080}),
+    "namespaces": (["--namespace=a", "--namespace=b"], {"namespaces": ("a", "b")}),
+    "a server": (["--prometheus=a=http://a"], {"servers": {"a": ServerSettings("a", "http://a")}}),
+    "a server in place of the file's": (
+        ["--config={file}", "--prometheus=default=http://a"],
+        {"servers": {"default": ServerSettings("default", "http://a")}, "timing": Timing(raise_after=5.0)},
+    ),
+    "where the cluster is": (["--kubeconfig=a"], {"kubeconfig": Path("a")}),
+    "a place to listen": (["--listen=:0"], {"listen_host": "0.0.0.0", "listen_port": 0}),
+    "a Lease": (
+        ["--leader-elect", "--lease-namespace=a", "--lease-name=b"],
+        {"leader_elect": True, "lease_namespace": "a", "lease_name": "b"},
+    ),
+    "workers": (["--workers=3"], {"workers": 3}),
+    "tracked configuration": (["--track-config"], {"track_config": True}),
+    "gates": (
+        ["--gate-webhook=https://a/b", "--gate-webhook=*", "--gate-secrets", "--gate-jobs"],
+        {"gate_webhooks": ("https://a/b", "*"), "gate_secrets": True, "gate_jobs": True},
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "wanted"), OPTIONS.values(), ids=OPTIONS)
+def test_each_option_is_a_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], wanted: dict[str, object]
+) -> None:
+    file = tmp_path / "servers.yaml"
+    file.write_text("servers: [{name: default, url: http://b}]\ntiming: {raiseAfter: 5s}")
+    seen = []
+
+    async def run(settings: Settings, **_: object) -> int:
+        seen.append(settings)
+        return 3
+
+    monkeypatch.setattr(operator, "run", run)
+    answer = CliRunner().invoke(main, ["run", *(option.format(file=file) for option in options)])
+    assert (answer.exit_code, answer.output) == (3, "")
+    assert seen == [replace(Settings(), **{"listen_port": 8080, **wanted})]  # type: ignore[arg-type]
 
 
 # Servers

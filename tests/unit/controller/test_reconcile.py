@@ -647,3 +647,31 @@ async def test_configuration_that_is_made_anew_costs_neither_the_rollout_nor_the
         ]
     await world.run(3600, until=lambda: world.phase == "Healthy")
     assert [entry["outcome"] for entry in world.status["history"]][:1] == ["Promoted"]
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held", "not held"])
+async def test_a_deployment_is_scaled_down_only_once_the_rollout_is_held(held: bool) -> None:
+    """Without the finalizer a deletion would leave it without pods."""
+
+    async def refuse(write: Write) -> None:
+        if write.kind == MODEL_ROLLOUT.kind and write.verb == "patch" and not held:
+            raise Forbidden("no right to patch modelrollouts", status=403)
+
+    world = World(hooks=Hooks(before_write=refuse))
+    template = {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+    legacy = {
+        "apiVersion": DEPLOYMENT.api_version,
+        "kind": DEPLOYMENT.kind,
+        "metadata": {"name": "legacy", "namespace": NAMESPACE},
+        "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "a"}}, "template": template},
+    }
+    world.cluster.seed(legacy)
+    workload = {"replicas": 2, "deploymentRef": {"name": "legacy", "scaleDown": "OnceHealthy"}}
+    world.apply("1", workload=workload)
+    await world.run(300)
+    assert world.phase == "Healthy", world.status
+    found = world.look(DEPLOYMENT, "legacy")
+    assert found is not None
+    assert found["spec"]["replicas"] == (0 if held else 3)
+    assert ("TakenOver" in world.reasons()) is held
+    assert world.rollout["metadata"].get("finalizers") == (["modelrollout.dev/restore"] if held else None)

@@ -127,7 +127,8 @@ class Meter:
 
 
 class World:
-    """One rollout and all that is around it. `errors`: share of bad answers by revision; `rate`: requests per second."""
+    """One rollout and all that is around it. `errors`: share of bad answers by revision; `rate`: requests per second; `drawn`:
+    percent of the requests that revisions get whatever their weight, as long as they have one."""
 
     def __init__(
         self,
@@ -138,6 +139,7 @@ class World:
         track_config: bool = False,
     ) -> None:
         self.now = START
+        self.behind = 0.0  # seconds that the operator's clock is behind all others
         self.cluster = FakeCluster(hooks=hooks, now=lambda: self.now)
         self.nodes = Nodes(self.cluster, lambda: self.now)
         self.prometheus = FakePrometheus()
@@ -148,6 +150,7 @@ class World:
         self.track_config = track_config
         self.errors: dict[str, float] = {}
         self.rate = 20.0
+        self.drawn: dict[str, int] = {}
         self.random = random.Random(seed)
         self.meters: dict[str, Meter] = {}
         self.rounds: list[float] = []
@@ -171,7 +174,7 @@ class World:
             servers=set(self.servers),
             query_problem=lambda rollout, spec: query_problem(rollout, spec, settings),
             gates=self.rights,
-            now=lambda: self.now,
+            now=self.clock,
             wake=self._concern,
         )
         self.reconciler = Reconciler(
@@ -187,8 +190,8 @@ class World:
                     References(self.cluster, self.store, self._concern),
                     track_config=self.track_config,
                 ),
-                gates=Gates(self.cluster, self.rights, pods=self.store.pods_owned_by, now=lambda: self.now),
-                now=lambda: self.now,
+                gates=Gates(self.cluster, self.rights, pods=self.store.pods_owned_by, now=self.clock),
+                now=self.clock,
             )
         )
         for ref in sorted(self.cluster._objects):
@@ -197,6 +200,10 @@ class World:
         for key in self.store.rollouts():
             self.acceptance.rollout_changed(key)
         self.dirty, self.due, self.failed = True, math.inf, 0
+
+    def clock(self) -> float:
+        """The operator's."""
+        return self.now - self.behind
 
     def _concern(self, keys: Iterable[Key]) -> None:
         self.dirty = self.dirty or KEY in keys
@@ -287,7 +294,9 @@ class World:
         self._settled = self.cluster._version
         self._pods = {}
         for pod in self.cluster.look_all(POD):
-            name, revision = pod["metadata"]["name"], pod["metadata"]["labels"][REVISION_LABEL]
+            name, revision = pod["metadata"]["name"], pod["metadata"]["labels"].get(REVISION_LABEL)
+            if revision is None:
+                continue  # of the user's own Deployment
             self._pods.setdefault(revision, []).append(name)
             if name not in self.meters:
                 self._add(name, revision)
@@ -300,7 +309,8 @@ class World:
             names = pods.get(revision, [])
             for name in names:
                 meter = self.meters[name]
-                count = round(self.rate * weight / 100 / len(names) + self.random.random() - 0.5)
+                percent = self.drawn.get(revision, weight) if weight else 0
+                count = round(self.rate * percent / 100 / len(names) + self.random.random() - 0.5)
                 share = self.errors.get(revision, 0.0)
                 meter.total += max(0, count)
                 meter.bad += sum(self.random.random() < share for _ in range(count))

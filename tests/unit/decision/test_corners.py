@@ -10,24 +10,9 @@ import pytest
 from modelrollout.decision.decide import decide
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
 
-from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of
+from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
 
 OUTLIER = replace(NEUTRAL, assessment=assessment(outlier=True))
-
-
-@pytest.fixture
-def world() -> World:
-    """A healthy rollout of version 1 with version 2 just named."""
-    return World().healthy().release("2")
-
-
-def started(world: World) -> World:
-    """Until the clock of the first step runs."""
-    for _ in range(30):
-        world.tick(5)
-        if world.status.step and world.status.step.started_at:
-            return world
-    raise AssertionError(world.status.message)
 
 
 def workload(**changes: Any) -> dict[str, Any]:
@@ -443,13 +428,22 @@ def test_nothing_moves_forward_while_prometheus_has_not_answered(world: World, j
     assert (world.status.phase == "Promoting") is (judged is GOOD)
 
 
-@pytest.mark.parametrize("groups", [1, 2], ids=["one pod", "two pods"])
-def test_harm_that_rests_on_one_pod_is_told_as_such(world: World, groups: int) -> None:
+DOUBTS = {
+    "the only pod": (10, 1, "the candidate has one pod: its node may be the cause as well as the model"),
+    "one pod of two": (50, 1, "all of it from one of 2 candidate pods: its node may be the cause"),
+    "two pods of two": (50, 2, None),
+}
+
+
+@pytest.mark.parametrize(("weight", "groups", "doubt"), DOUBTS.values(), ids=DOUBTS)
+def test_harm_that_rests_on_one_pod_is_told_as_such(weight: int, groups: int, doubt: str | None) -> None:
     """Nothing tells a bad model from an unlucky node then; whoever reads the event or the history can look."""
-    started(world).judge(BAD, assessment=replace(assessment(harm=True), groups=groups)).until("RolledBack")
+    strategy = {"canary": {"steps": [{"weight": weight, "duration": "10m"}]}}
+    world = started(World(spec=spec_of(strategy=strategy)).healthy().release("2"))
+    world.judge(BAD, assessment=replace(assessment(harm=True), groups=groups)).until("RolledBack")
     told = [text for reason, text in world.events if reason == "HarmProven"]
     for text in (*told, world.status.history[0].message or "", world.status.message or ""):
-        assert ("all of it from one candidate pod" in text) is (groups == 1)
+        assert doubt in text if doubt else "may be the cause" not in text
 
 
 def test_no_step_ends_in_the_round_that_loses_its_pods(world: World) -> None:

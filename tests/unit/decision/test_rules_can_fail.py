@@ -18,16 +18,7 @@ from modelrollout.decision.report import report
 from modelrollout.decision.round import Round
 from modelrollout.decision.types import Data, Judgement
 
-from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
-
-
-def started(world: World) -> World:
-    """Until the clock of the first step runs."""
-    for _ in range(30):
-        world.tick(5)
-        if world.status.step and world.status.step.started_at:
-            return world
-    raise AssertionError(world.status.message)
+from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, started
 
 
 def tried() -> World:

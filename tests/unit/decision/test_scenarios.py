@@ -10,26 +10,11 @@ import pytest
 from modelrollout.api.status import Phase
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
 
-from .world import BAD, GOOD, NEUTRAL, START, World, assessment, spec_of
+from .world import BAD, GOOD, NEUTRAL, START, World, assessment, spec_of, started
 
 OUTAGE = Judgement(
     data=Data.UNAVAILABLE, problem="DuplicateSeries: errors", failed_polls=3, outage_since=START
 )
-
-
-@pytest.fixture
-def world() -> World:
-    """A healthy rollout of version 1 with version 2 just named."""
-    return World().healthy().release("2")
-
-
-def started(world: World) -> World:
-    """Until the clock of the first step runs."""
-    for _ in range(30):
-        world.tick(5)
-        if world.status.step and world.status.step.started_at:
-            return world
-    raise AssertionError(world.status.message)
 
 
 def test_a_first_deployment_becomes_healthy_without_a_comparison() -> None:

@@ -13,7 +13,7 @@ import pytest
 from modelrollout.api.status import Phase
 from modelrollout.decision.types import Data, Judgement
 
-from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
+from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, started
 
 SCORE_SILENT = replace(GOOD, assessment=assessment(harmless=True, score=True))
 
@@ -21,15 +21,6 @@ SCORE_SILENT = replace(GOOD, assessment=assessment(harmless=True, score=True))
 def released(strategy: dict[str, Any], **changes: Any) -> World:
     """A healthy rollout of version 1 with version 2 just named."""
     return World(spec=spec_of(strategy=strategy, **changes)).healthy().release("2")
-
-
-def started(world: World) -> World:
-    """Until the clock of the first step runs."""
-    for _ in range(60):
-        world.tick(5)
-        if world.status.step and world.status.step.started_at:
-            return world
-    raise AssertionError(world.status.message)
 
 
 def weights(world: World, seconds: float = 3600, *, every: float = 5.0) -> list[int]:
@@ -66,25 +57,6 @@ class TestShadow:
         assert world.status.attempt == status.attempt, "it is not judged again by itself"
         assert not world.status.retiring
 
-    def test_the_mirror_waits_for_pods_that_are_ready_for_long(self) -> None:
-        world = released(self.STRATEGY)
-        world.run(25)
-        assert world.status.weights.mirror == 0
-        started(world)
-        assert world.status.weights.mirror == 30
-
-    def test_the_mirror_goes_at_once_with_the_pods_that_answer(self) -> None:
-        world = started(released(self.STRATEGY))
-        world.lose(world.revision, 2).tick(1)
-        assert world.status.weights.mirror == 0
-        world.lose(world.revision, 0).run(60)
-        assert world.status.weights.mirror == 30
-
-    def test_fewer_ready_pods_get_fewer_copies(self) -> None:
-        world = started(released(self.STRATEGY))
-        world.lose(world.revision, 1).tick(1)
-        assert world.status.weights.mirror == 15
-
     def test_a_candidate_that_fails_on_copies_is_rolled_back(self) -> None:
         world = started(released(self.STRATEGY))
         world.judge(BAD).until("RolledBack")
@@ -113,24 +85,6 @@ class TestShadow:
         assert world.status.message and "quality: not judged on copies" in world.status.message
         world.until("Healthy")
         assert not world.status.history[0].unproven
-
-    def test_lost_metrics_take_the_copies_away_after_a_while(self) -> None:
-        world = started(released(self.STRATEGY))
-        away = Judgement(data=Data.UNAVAILABLE, problem="x", failed_polls=3, outage_since=world.now)
-        world.judge(away).run(1790)
-        assert world.status.weights.mirror == 30
-        world.run(60)
-        assert (world.status.parked, world.status.weights.mirror) == (True, 0)
-        world.judge(NEUTRAL).run(60)
-        assert world.status.weights.mirror == 30
-
-    def test_when_the_baseline_is_down_what_is_ready_serves(self) -> None:
-        world = started(released(self.STRATEGY))
-        assert world.status.stable
-        world.lose(world.status.stable.revision, 4).tick(1)
-        assert (world.status.weights.candidate, world.status.weights.mirror) == (100, 0)
-        world.lose(world.status.stable.revision, 0).run(60)
-        assert (world.status.weights.candidate, world.status.weights.mirror) == (0, 30)
 
     def test_an_approval_is_waited_for_after_the_duration(self) -> None:
         world = started(released({"shadow": {"approval": True}})).judge(GOOD).until("Paused")
@@ -464,25 +418,6 @@ class TestChosenRequests:
         assert weights(world.judge(GOOD)) == [0]
         assert (world.status.history[0].outcome, world.status.weights.matched) == ("Judged", 0)
 
-    def test_they_wait_for_pods_that_are_ready_for_long(self) -> None:
-        world = released(self.TEST)
-        world.run(25)
-        assert world.status.weights.matched == 0
-        started(world)
-        assert world.status.weights.matched == 100
-
-    def test_they_go_back_at_once_with_the_pods_that_answer(self) -> None:
-        world = started(released(self.TEST))
-        world.lose(world.revision, 4).tick(1)
-        assert world.status.weights.matched == 0
-        world.lose(world.revision, 0).run(60)
-        assert world.status.weights.matched == 100
-
-    def test_fewer_ready_pods_get_fewer_of_them(self) -> None:
-        world = started(released(self.TEST))
-        world.lose(world.revision, 3).tick(1)
-        assert world.status.weights.matched == 25
-
     def test_a_written_size_is_enough(self) -> None:
         strategy = {"abTest": {"matches": CHOSEN, "duration": "10m", "size": 25}}
         world = started(released(strategy))
@@ -507,20 +442,6 @@ class TestChosenRequests:
         world.judge(BETTER).until("Watching")
         assert world.status.history[0].reason == "ProvenSuperior"
 
-    def test_lost_metrics_send_them_back_after_a_while(self) -> None:
-        world = started(released(self.TEST))
-        away = Judgement(data=Data.UNAVAILABLE, problem="x", failed_polls=3, outage_since=world.now)
-        world.judge(away).run(1860)
-        assert (world.status.parked, world.status.weights.matched) == (True, 0)
-
-    def test_when_the_baseline_is_down_what_is_ready_serves(self) -> None:
-        world = started(released(self.TEST))
-        assert world.status.stable
-        world.lose(world.status.stable.revision, 4).tick(1)
-        assert (world.status.weights.candidate, world.status.weights.matched) == (100, 0)
-        world.lose(world.status.stable.revision, 0).run(60)
-        assert (world.status.weights.candidate, world.status.weights.matched) == (0, 100)
-
     def test_they_are_the_first_step_of_a_canary(self) -> None:
         steps = [
             {"weight": 0, "matches": CHOSEN, "duration": "5m", "size": 25},
@@ -538,3 +459,57 @@ class TestChosenRequests:
         started(released(self.TEST)).edit(
             strategy={"abTest": {"matches": [{"cookie": {"name": "a", "value": "b"}}], "duration": "10m"}}
         ).run(60)
+
+
+BESIDE: dict[str, tuple[str, int, int, dict[str, Any]]] = {
+    "copies of requests": ("mirror", 30, 2, {"shadow": {"mirror": 30, "duration": "5m"}}),
+    "requests that match": ("matched", 100, 4, {"abTest": {"matches": CHOSEN, "duration": "10m"}}),
+}
+
+
+@pytest.mark.parametrize(("part", "whole", "pods", "strategy"), BESIDE.values(), ids=BESIDE)
+class TestBesideTheWeight:
+    """What the candidate gets though its weight is 0: which share, the whole of it, and the pods that it needs."""
+
+    def test_it_waits_for_pods_that_are_ready_for_long(
+        self, part: str, whole: int, pods: int, strategy: dict[str, Any]
+    ) -> None:
+        world = released(strategy)
+        world.run(25)
+        assert getattr(world.status.weights, part) == 0
+        started(world)
+        assert getattr(world.status.weights, part) == whole
+        assert world.status.weights.candidate == 0
+        assert world.status.candidate and world.status.candidate.desired == pods
+
+    @pytest.mark.parametrize("all_of_them", [True, False], ids=["all of them", "all but one"])
+    def test_it_goes_at_once_with_the_pods_that_answer(
+        self, part: str, whole: int, pods: int, strategy: dict[str, Any], all_of_them: bool
+    ) -> None:
+        world = started(released(strategy))
+        world.lose(world.revision, pods if all_of_them else pods - 1).tick(1)
+        assert getattr(world.status.weights, part) == (0 if all_of_them else whole // pods)
+        world.lose(world.revision, 0).run(60)
+        assert getattr(world.status.weights, part) == whole
+
+    def test_lost_metrics_take_it_away_after_a_while(
+        self, part: str, whole: int, pods: int, strategy: dict[str, Any]
+    ) -> None:
+        world = started(released(strategy))
+        away = Judgement(data=Data.UNAVAILABLE, problem="x", failed_polls=3, outage_since=world.now)
+        world.judge(away).run(1790)
+        assert getattr(world.status.weights, part) == whole
+        world.run(60)
+        assert (world.status.parked, getattr(world.status.weights, part)) == (True, 0)
+        world.judge(NEUTRAL).run(60)
+        assert getattr(world.status.weights, part) == whole
+
+    def test_when_the_baseline_is_down_what_is_ready_serves(
+        self, part: str, whole: int, pods: int, strategy: dict[str, Any]
+    ) -> None:
+        world = started(released(strategy))
+        assert world.status.stable
+        world.lose(world.status.stable.revision, 4).tick(1)
+        assert (world.status.weights.candidate, getattr(world.status.weights, part)) == (100, 0)
+        world.lose(world.status.stable.revision, 0).run(60)
+        assert (world.status.weights.candidate, getattr(world.status.weights, part)) == (0, whole)

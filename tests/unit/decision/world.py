@@ -367,3 +367,12 @@ class World:
     def reasons(self) -> list[str]:
         """Reasons of all events so far."""
         return [reason for reason, _ in self.events]
+
+
+def started(world: World) -> World:
+    """Until the clock of the first step runs."""
+    for _ in range(60):
+        world.tick(5)
+        if world.status.step and world.status.step.started_at:
+            return world
+    raise AssertionError(world.status.message)

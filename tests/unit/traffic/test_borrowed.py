@@ -42,11 +42,12 @@ class World:
                 f"fraud-{revision}", revision, 1, into=["fraud"] if revision == self.first else ()
             )
 
-    def step(self, stable: int, candidate: int) -> Status:
-        return status_of(self.first, self.second, weights=(stable, candidate, 0), attempt=2)
+    def step(self, stable: int, candidate: int, mirror: int = 0) -> Status:
+        status = status_of(self.first, self.second, weights=(stable, candidate, 0), attempt=2)
+        return status.model_copy(update={"weights": status.weights.model_copy(update={"mirror": mirror})})
 
-    def write(self, stable: int, candidate: int) -> list[Any]:
-        spec, status = spec_of(self.rollout), self.step(stable, candidate)
+    def write(self, stable: int, candidate: int, mirror: int = 0) -> list[Any]:
+        spec, status = spec_of(self.rollout), self.step(stable, candidate, mirror)
         return self.server.run(route_actions(self.rollout, spec, status, self.server.children(), NOW))
 
     def backends(self, rule: int = 0) -> list[tuple[str, int]]:
@@ -67,6 +68,11 @@ class World:
     def problems(self) -> list[Problem]:
         spec = spec_of(self.rollout)
         return router_of(spec).problems(self.rollout, spec, self.server.children())
+
+
+def reading(world: World, status: Status) -> Any:
+    spec = spec_of(world.rollout)
+    return router_of(spec).observe(world.rollout, spec, status, world.server.children())
 
 
 def ref(name: str, weight: int | None = None, port: int = 80, **more: Any) -> Object:
@@ -236,6 +242,7 @@ HOSTS = {
     "with its namespace": ("fraud.ml", "fraud-{}.ml"),
     "up to svc": ("fraud.ml.svc", "fraud-{}.ml.svc"),
     "in full": ("fraud.ml.svc.cluster.local", "fraud-{}.ml.svc.cluster.local"),
+    "in full, in a cluster of another domain": ("fraud.ml.svc.corp.example", "fraud-{}.ml.svc.corp.example"),
 }
 
 
@@ -245,6 +252,33 @@ def test_a_host_keeps_its_form(host: str, wanted: str) -> None:
     world.write(90, 10)
     hosts = [one["destination"]["host"] for one in world.rule()["route"]]
     assert hosts == [wanted.format(world.first), wanted.format(world.second)]
+
+
+@pytest.mark.parametrize(("host", "wanted"), HOSTS.values(), ids=HOSTS)
+def test_a_mirror_has_the_form_of_the_host_that_is_ours(host: str, wanted: str) -> None:
+    before = {"name": "primary", "route": [to("legacy.other", 1), to(host, 1)]}
+    world = World(before, traffic=ISTIO, kind=VIRTUAL_SERVICE)
+    world.write(100, 0, mirror=10)
+    assert world.rule()["mirror"] == {"host": wanted.format(world.second)}
+    assert reading(world, world.step(100, 0, mirror=10)).mirror == 10
+    world.write(100, 0)
+    assert world.rule() == before
+
+
+@pytest.mark.parametrize("domain", ["other", "other.svc.cluster.local", "example.com"])
+def test_a_mirror_to_our_name_in_another_namespace_is_the_users(domain: str) -> None:
+    revision = World(traffic=ISTIO, kind=VIRTUAL_SERVICE).second
+    own = {"host": f"fraud-{revision}.{domain}"}
+    before = {"name": "primary", "route": [to("fraud")], "mirror": own, "mirrorPercentage": {"value": 10}}
+    world = World(before, traffic=ISTIO, kind=VIRTUAL_SERVICE)
+    found = reading(world, world.step(100, 0, mirror=10))
+    assert (found.mirror, found.accepted) == (0, False)
+    world.write(90, 10)
+    assert world.rule()["mirror"] == own
+    # What was remembered is lost, so what is ours has to be told by its name.
+    world.server.edit(VIRTUAL_SERVICE, "fraud", {"metadata": {"annotations": None}})
+    world.write(100, 0)
+    assert world.rule()["mirror"] == own
 
 
 @pytest.mark.parametrize("host", ["fraud.other", "fraud.ml.example.com", "fraud.example.com", "legacy"])
@@ -332,12 +366,9 @@ def test_the_operators_own_route_is_no_route_of_the_users() -> None:
 def test_a_mirror_of_the_users_own_is_not_replaced() -> None:
     own = {"name": "primary", "route": [to("fraud")], "mirror": {"host": "recorder"}}
     world = World(own, traffic=ISTIO, kind=VIRTUAL_SERVICE)
-    status = world.step(100, 0)
-    status = status.model_copy(update={"weights": status.weights.model_copy(update={"mirror": 10})})
-    spec, children = spec_of(world.rollout), world.server.children()
-    reading = router_of(spec).observe(world.rollout, spec, status, children)
-    assert not reading.accepted
-    assert str(reading.problem).startswith(
+    found = reading(world, world.step(100, 0, mirror=10))
+    assert not found.accepted
+    assert str(found.problem).startswith(
         "NotSupported: spec.http[0] of VirtualService fraud has a mirror of its own"
     )
 
@@ -349,11 +380,6 @@ def test_a_route_that_several_own_is_given_back_only_when_nobody_steers_it() -> 
     loser["metadata"] |= {"name": "other", "uid": "uid-other"}
     retired = ROUTERS["httpRoute"].retire(loser, world.server.children())
     assert retired == []
-
-
-def reading(world: World, status: Status) -> Any:
-    spec = spec_of(world.rollout)
-    return router_of(spec).observe(world.rollout, spec, status, world.server.children())
 
 
 def test_a_backend_stands_in_the_route_only_once_it_answers_and_stays_when_it_does_not() -> None:
@@ -373,9 +399,7 @@ def test_a_mirror_that_waits_for_its_pods_is_not_accepted() -> None:
     world.server.accept("fraud")
     status = world.step(100, 0)
     assert reading(world, status).accepted
-    assert not reading(
-        world, status.model_copy(update={"weights": status.weights.model_copy(update={"mirror": 10})})
-    ).accepted
+    assert not reading(world, world.step(100, 0, mirror=10)).accepted
 
 
 def test_a_split_is_not_accepted_while_another_backend_has_a_wrong_share() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from modelrollout.api.rules import MATCHES, MIRRORS, STICKS
-from modelrollout.api.spec import RequestMatch, Stickiness
+from modelrollout.api.spec import GatewayAPI, RequestMatch, Stickiness
 from modelrollout.api.status import Phase, PlanStep, Status, StepStatus, Weights
+from modelrollout.api.types import Model
+from modelrollout.api.validate import parse
 from modelrollout.cluster.actions import Action, Delete
 from modelrollout.cluster.kinds import HTTP_ROUTE, SERVICE
 from modelrollout.traffic import ROUTERS, RouteReading, route_actions
@@ -467,6 +470,13 @@ def test_what_is_added_to_the_route_has_room(route: Object, blue_green: Object, 
     assert [says in problem.message for problem in found] == ([True] if says else [])
 
 
+def sticking(**stickiness: Any) -> Status:
+    """A step that keeps users on their side."""
+    step = PlanStep(id="a", weight=10, stickiness=Stickiness(cookie="side", **stickiness))
+    now = StepStatus(id="a", index=0, count=1, display="1/1")
+    return STEP.model_copy(update={"phase": Phase.PROGRESSING, "plan": [step], "step": now})
+
+
 @pytest.mark.parametrize(
     ("lifetime", "session"),
     [
@@ -476,16 +486,148 @@ def test_what_is_added_to_the_route_has_room(route: Object, blue_green: Object, 
     ids=["until the browser is closed", "for a day"],
 )
 def test_users_stay_while_the_test_runs(lifetime: float | None, session: Object) -> None:
-    step = PlanStep(id="a", weight=10, stickiness=Stickiness(cookie="side", lifetime=lifetime))
-    update = {
-        "phase": Phase.PROGRESSING,
-        "plan": [step],
-        "step": StepStatus(id="a", index=0, count=1, display="1/1"),
-    }
-    status = STEP.model_copy(update=update)
-    server = cluster(a=2, b=1)
+    status, server = sticking(lifetime=lifetime), cluster(a=2, b=1)
     server.run(actions(server, status))
     assert rules(server)[0]["sessionPersistence"] == {"sessionName": "side", "type": "Cookie", **session}
     assert actions(server, status) == [], "what is read back is what was written"
     server.run(actions(server, status.model_copy(update={"phase": Phase.WATCHING})))
     assert "sessionPersistence" not in rules(server)[0]
+
+
+def test_a_session_does_not_outlive_the_weight() -> None:
+    """Gateways keep sessions with a backend of weight 0, as the Gateway API asks them to; so it must not stand there."""
+    status, server = sticking(), cluster(a=2, b=1)
+    server.run(actions(server, status))
+    assert refs(rules(server)[0]) == {A: 90, B: 10}
+    weights = STEP.weights.model_copy(update={"stable": 100, "candidate": 0})
+    server.run(actions(server, status.model_copy(update={"weights": weights})))
+    assert "sessionPersistence" in rules(server)[0]
+    assert refs(rules(server)[0]) == {A: 100}
+
+
+# What is left out of the spec goes from the route
+
+
+VALUE = [{"name": "x-a", "value": "1"}]
+GATEWAY: Object = {
+    "parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https", "port": 443}],
+    "hostnames": ["fraud.example.com"],
+    "matches": [
+        {
+            "path": {"type": "Exact", "value": "/predict"},
+            "headers": [{"type": "RegularExpression", "name": "x-team", "value": "r.*"}],
+            "method": "POST",
+        }
+    ],
+    "port": "http",
+    "filters": [
+        {"requestHeaderModifier": {"set": VALUE, "add": VALUE, "remove": ["x-b"]}},
+        {"responseHeaderModifier": {"set": VALUE, "add": VALUE, "remove": ["x-b"]}},
+        {"urlRewrite": {"hostname": "a.b", "path": {"type": "ReplaceFullPath", "replaceFullPath": "/a"}}},
+        {"urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}}},
+        {"extensionRef": {"group": "example.com", "kind": "Filter", "name": "a"}},
+    ],
+    "timeouts": {"request": "30s", "backendRequest": "10s"},
+    "annotations": {"example.com/a": "b"},
+}
+TEST: Object = {
+    "matches": [
+        {
+            "headers": [{"type": "RegularExpression", "name": "x-tester", "value": "y.*"}],
+            "cookie": {"name": "bucket", "value": "b"},
+            "queryParams": [{"type": "RegularExpression", "name": "new", "value": "1"}],
+        }
+    ],
+    "stickiness": {"cookie": "side", "lifetime": "24h"},
+}
+
+
+def without_each(node: Any, path: str = "") -> dict[str, Any]:
+    """The same value without one of its parts, by the name of that part."""
+    found: dict[str, Any] = {}
+    for key, inner in node.items() if isinstance(node, dict) else enumerate(node):
+        name = f"{path}.{key}" if isinstance(node, dict) else f"{path}[{key}]"
+        rest = (
+            {k: v for k, v in node.items() if k != key}
+            if isinstance(node, dict)
+            else node[:key] + node[key + 1 :]
+        )
+        if rest:
+            found[name.lstrip(".")] = rest
+        if isinstance(inner, dict | list):
+            for where, less in without_each(inner, name).items():
+                changed = copy.copy(node)
+                changed[key] = less
+                found[where] = changed
+    return found
+
+
+def step_of(test: Object) -> PlanStep:
+    return PlanStep.from_wire({"id": "a", "weight": 0, "size": 100, **test})
+
+
+def is_valid(gateway: Object, test: Object) -> bool:
+    _, problems = parse(manifest(traffic={"gatewayAPI": gateway}))
+    try:
+        step_of(test)
+    except ValidationError:
+        return False
+    return not problems
+
+
+EACH = {
+    **{name: ((GATEWAY, {}), (less, {})) for name, less in without_each(GATEWAY).items()},
+    **{name: ((GATEWAY, TEST), (GATEWAY, less)) for name, less in without_each(TEST, "strategy").items()},
+}
+"""All that our route is made from, and the same without one part of it."""
+LESS = {name: parts for name, parts in EACH.items() if is_valid(*parts[1])}
+
+
+def bring(server: Server, gateway: Object, test: Object) -> Object:
+    """Make the route follow; what of it is ours then."""
+    rollout = with_version(manifest(traffic={"gatewayAPI": gateway}), "2")
+    update = {
+        "phase": Phase.PROGRESSING,
+        "weights": Weights(stable=100, matched=100),
+        "plan": [step_of(test)],
+        "step": StepStatus(id="a", index=0, count=1, display="1/1"),
+    }
+    server.run(actions(server, status_of(A, B, attempt=2).model_copy(update=update), rollout))
+    route = server.get(HTTP_ROUTE, "fraud")
+    return {"spec": route["spec"], "annotations": route["metadata"].get("annotations") or {}}
+
+
+@pytest.mark.parametrize(("whole", "less"), LESS.values(), ids=LESS)
+def test_what_is_left_out_of_the_spec_goes_from_the_route(
+    whole: tuple[Object, Object], less: tuple[Object, Object]
+) -> None:
+    server = cluster(a=2, b=1)
+    bring(server, *whole)
+    assert bring(server, *less) == bring(cluster(a=2, b=1), *less)
+
+
+def models_in(annotation: Any) -> set[type[Model]]:
+    """The models that a value of this type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        inner = (models_in(field.annotation) for field in annotation.model_fields.values())
+        return {annotation}.union(*inner)
+    return set().union(*(models_in(one) for one in get_args(annotation)))
+
+
+def fields_in(value: Any) -> set[tuple[type[Model], str]]:
+    """The fields that are set in a value, at any depth."""
+    if isinstance(value, Model):
+        inner = (fields_in(getattr(value, name)) for name in value.model_fields_set)
+        return {(type(value), name) for name in value.model_fields_set}.union(*inner)
+    return set().union(*map(fields_in, value)) if isinstance(value, list | tuple) else set()
+
+
+def test_no_field_of_a_route_is_missing_above() -> None:
+    every = {
+        (model, name)
+        for root in (GatewayAPI, RequestMatch, Stickiness)
+        for model in models_in(root)
+        for name in model.model_fields
+    }
+    spec, step = spec_of(manifest(traffic={"gatewayAPI": GATEWAY})), step_of(TEST)
+    assert every == fields_in(spec.traffic.gateway_api) | fields_in(step.matches) | fields_in(step.stickiness)

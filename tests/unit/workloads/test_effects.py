@@ -12,6 +12,7 @@ from modelrollout.api.status import Phase, PlanStep, Status, StepStatus
 from modelrollout.cluster.actions import Action, Apply, Create, Delete, JsonPatch
 from modelrollout.cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, HTTP_ROUTE, SERVICE, kind_of
 from modelrollout.workloads import name_problems, needed_names, workload_actions
+from modelrollout.workloads.children import delete
 from tests.unit.workloads.manifests import (
     RICH,
     Object,
@@ -162,7 +163,7 @@ def test_a_record_that_is_gone_is_made_again_only_from_a_spec_that_names_it() ->
     server = comparing()
     for revision in (A, B):
         record = server.get(CONTROLLER_REVISION, f"fraud-{revision}")
-        server.run([delete_of(record)])
+        server.run([delete(record, "test")])
     assert "create ControllerRevision fraud-B" in told(server.run(plan(server, STEP)))
     assert plan(server, STEP) == []
     assert set(server.children().controller_revisions) == {f"fraud-{B}"}
@@ -170,7 +171,7 @@ def test_a_record_that_is_gone_is_made_again_only_from_a_spec_that_names_it() ->
 
 def test_without_a_record_what_runs_goes_on_and_can_be_scaled() -> None:
     server = comparing()
-    server.run([delete_of(server.get(CONTROLLER_REVISION, f"fraud-{A}"))])
+    server.run([delete(server.get(CONTROLLER_REVISION, f"fraud-{A}"), "test")])
     before = copy.deepcopy(server.get(DEPLOYMENT, f"fraud-{A}")["spec"]["template"])
     server.run(plan(server, status_of(A, B, sizes=(5, 1, 0), weights=(90, 10, 0), attempt=2)))
     after = server.get(DEPLOYMENT, f"fraud-{A}")["spec"]
@@ -224,18 +225,6 @@ def test_another_name_of_the_service_for_callers_replaces_the_old_one() -> None:
     assert told(server.run(plan(server, status_of(A), rollout))) == ["create Service scores"]
     assert told(server.run(plan(server, status_of(A), rollout))) == ["delete Service fraud"]
     assert plan(server, status_of(A), rollout) == []
-
-
-def delete_of(obj: Object) -> Delete:
-    metadata = obj["metadata"]
-    return Delete(
-        kind_of(obj),
-        metadata["namespace"],
-        metadata["name"],
-        metadata["uid"],
-        metadata["resourceVersion"],
-        "test",
-    )
 
 
 OWNERS: dict[str, tuple[Any, str | None]] = {
