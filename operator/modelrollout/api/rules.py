@@ -289,11 +289,6 @@ def _reward_is_measured(spec: Spec) -> bool:
     return reward is None or reward in measured
 
 
-def _ends_before_the_deadline(spec: Spec) -> bool:
-    test = spec.strategy.ab_test
-    return test is None or test.duration <= spec.analysis.deadline
-
-
 def _sticks(spec: Spec) -> bool:
     test = spec.strategy.ab_test
     return test is None or test.stickiness is None or spec.traffic.router in STICKS
@@ -558,18 +553,6 @@ RULES: tuple[Rule[Any], ...] = (
             f"m.name == {_TEST}.reward && (has(m.ratio) || has(m.score)) && !(has(m.dryRun) && m.dryRun))",
         ),
         _reward_is_measured,
-    ),
-    Rule(
-        Spec,
-        "strategy.abTest.duration",
-        "strategy.abTest.duration must not be longer than analysis.deadline, which would end the test before: raise "
-        "analysis.deadline or shorten the test",
-        _unless_absent(
-            "strategy.abTest.duration",
-            "!has(self.analysis) || !has(self.analysis.deadline) || "
-            f"duration({_TEST}.duration) <= duration(self.analysis.deadline)",
-        ),
-        _ends_before_the_deadline,
     ),
     Rule(
         Spec,

@@ -214,7 +214,7 @@ class Workload(Model):
     services: OwnServices | None = None
     """The user runs each version behind a Service or InferencePool of its own: the operator makes no pods, only splits the
     traffic and judges. Needs a router. `replicas` then says how many ready pods must be behind one for it to carry all of
-    the traffic; at a start it is at least what the stable one has."""
+    the traffic; during a rollout it is at least what the stable one had at its start and has still."""
 
 
 class ServicePort(Model):
@@ -913,7 +913,8 @@ class Analysis(Model):
     false_promotion: DecimalString = 0.05
     """Bound on the probability to promote a model that is beyond the margin."""
     deadline: Duration = 21_600.0
-    """Active time after which the comparison ends as onInconclusive says."""
+    """Time beside what the steps' own durations take, pauses and outages not counted, after which the comparison ends as
+    onInconclusive says."""
     on_inconclusive: Literal["Pause", "Promote", "Rollback"] = "Pause"
     """What to do with a candidate that was proven neither harmful nor harmless within the deadline."""
     outage: Duration = 1_800.0

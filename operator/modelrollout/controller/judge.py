@@ -134,7 +134,7 @@ class Judge:
             memory.judged,
             assessment=assessment,
             state=state,
-            pending=memory.look is not None or memory.unaware is not None,
+            pending=memory.look is not None or memory.unread or memory.unaware is not None,
             alarm=raised(memory.alarms),
             notes={**memory.judged.notes, **_doubts(assessment, case.candidate)},
         )
@@ -213,6 +213,7 @@ class Judge:
         state = consume(case.plan, state, polls)
         self._watch_split(case, queries, state, polls, memory)
         pause = case.spec.analysis.interval
+        memory.unread = found.behind
         memory.unaware = case.scope.sides if found.waits else None
         if found.behind:
             memory.next_poll = case.now

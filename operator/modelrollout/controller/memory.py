@@ -94,6 +94,7 @@ class Memory:
     attempt: int = 0  # that the evidence belongs to
     next_poll: float = 0.0
     look: Look | None = None
+    unread: bool = False  # the last look took as many polls as one takes, and there are more
     unaware: Sides | None = (
         None  # who is compared, while the last look left a poll until there is news of them
     )
@@ -129,7 +130,7 @@ class Memory:
     def rest(self) -> None:
         """Nothing is compared."""
         self.judged, self.state, self.attempt = Judgement(), None, 0
-        self.next_poll, self.unaware, self.split, self.weight = 0.0, None, Split(), 0
+        self.next_poll, self.unread, self.unaware, self.split, self.weight = 0.0, False, None, Split(), 0
         self.notes.clear()
         self.first_ready, self.flapped = {}, {}
         self.breaches, self.alarms, self.unreadable = {}, {}, ""
@@ -142,7 +143,7 @@ class Memory:
         way evidence in memory and status may tell of different steps.
         """
         self.state, self.next_poll, self.split, self.unreadable = None, 0.0, Split(), ""
-        self.unaware = None
+        self.unread, self.unaware = False, None
         self.breaches, self.alarms = {}, {}
 
     def end_look(self) -> None:

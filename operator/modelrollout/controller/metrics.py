@@ -16,8 +16,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from modelrollout.api.conditions import Reason
+from modelrollout.api.status import Outcome
 from modelrollout.cluster.port import Request
 
+_WITHOUT_PROOF = (Reason.NOT_PROVEN, Reason.INCONCLUSIVE, Reason.PROMOTE_REQUESTED, Reason.STABLE_UNAVAILABLE)
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0, 259200.0, 604800.0)
 _OF_ROLLOUT = ("namespace", "name")
@@ -86,6 +89,8 @@ class Metrics:
             ["outcome", "reason", "unproven"],
             registry=self.registry,
         )
+        for reason in _WITHOUT_PROOF:  # increase() does not see a series that begins at 1
+            self._outcomes.labels(Outcome.PROMOTED.value, reason.value, "true")
         self._duration = Histogram(
             "modelrollout_attempt_duration_seconds",
             "From the start of an attempt to its outcome.",

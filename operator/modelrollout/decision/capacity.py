@@ -308,7 +308,8 @@ def _backward(round: Round) -> Round:
     present = status.weights.candidate
     if baseline.ready == 0 and candidate.ready == 0:
         return round
-    size = status.capacity_at_start or round.capacity
+    at_start = None if round.spec.workload.services is not None else status.capacity_at_start
+    size = at_start or round.capacity
     weight = min(present, _carried_back(_staying(round), size))
     if baseline.ready and (_late(round) or candidate.ready == 0):
         weight = 0

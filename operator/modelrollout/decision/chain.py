@@ -192,14 +192,12 @@ def promotion_requested(round: Round) -> Round | None:
 
 
 def deadline_passed(round: Round) -> Round | None:
-    """The active time is over and nothing is proven."""
+    """More time has gone than the steps ask for and the deadline allows, and nothing is proven."""
     status = round.status
     if status.deadline_at is None or round.now < status.deadline_at or status.unproven or status.pause:
         return None
-    if blind(round):
+    if blind(round) or round.judged.pending or _all_proven(round):
         return None
-    if round.plan_step.timed and round.step.ends_at is not None:
-        return None  # its own end is due, and says what becomes of it
     wanted = round.spec.analysis.on_inconclusive
     why = f"neither harm nor harmlessness was proven within {span(round.spec.analysis.deadline)}: {evidence_summary(round)}"
     round = round.say(EventReason.INCONCLUSIVE, why)
@@ -322,7 +320,7 @@ def unfinished(round: Round) -> Round | None:
         )
     timed, over = round.plan_step.timed, _step_over(round)
     if not over and not (timed and superior(round)):
-        return round.wait(Reason.AWAITING_DURATION, evidence_summary(round), step_runs=True, active_runs=True)
+        return round.wait(Reason.AWAITING_DURATION, evidence_summary(round), step_runs=True)
     wanted = round.plan_step.min_requests
     seen = counted_requests(round) - step.requests_at_start
     if seen < wanted and not (timed and over):

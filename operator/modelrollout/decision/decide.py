@@ -245,6 +245,10 @@ def note_restarts(round: Round) -> Round:
 def note_data(round: Round) -> Round:
     """The round with the state of the data: outage, split, outlier."""
     judged, status = round.judged, round.status
+    if round.spec.analysis.mode == "Off":  # nobody looks, so nothing is missing
+        return round.put(
+            outage_since=None, failed_polls=0, parked=False, split_off_since=None, outlier_since=None
+        )
     if judged.forecast is not None:
         round = round.put(forecast=judged.forecast)
     if judged.data is not Data.NONE:

@@ -83,9 +83,12 @@ class Round:
 
     @property
     def capacity(self) -> int:
-        """Pods that carry all traffic (S9): from start to the end of the watch never fewer than at the start."""
-        at_start = self.status.capacity_at_start
-        return max(self.spec.workload.replicas, at_start or 0)
+        """Pods that carry all traffic (S9): from start to the end of the watch never fewer than at the start, but where the
+        user's own scaler took some of the user's pods away."""
+        at_start, stable = self.status.capacity_at_start or 0, self.view(self.status.stable)
+        if self.spec.workload.services is not None:
+            at_start = min(at_start, stable.pods - stable.leaving)
+        return max(self.spec.workload.replicas, at_start)
 
     @property
     def lean(self) -> bool:

@@ -18,7 +18,7 @@ from .increments import Counters, Measured, bucket_bound, measure, reach
 from .queries import GuardrailQuery, MetricQuery, Queries
 from .samples import BAD_ANSWER, REFUSED, QueryError, RawSeries
 from .selectors import Matcher, SelectorError, SeriesSelector, fence_query
-from .servers import Server
+from .servers import Server, ServerSettings
 from .sides import Side, SideName, Sides
 
 NOT_SCRAPED = "NotScraped"
@@ -28,6 +28,7 @@ SCRAPES_TOO_RARE = "ScrapesTooRare"
 MAX_POLLS = 240  # in one look; a longer outage is caught up with in several
 FIRST_SPAN = 300.0  # seconds; the first look also finds out how far apart samples really are
 PAST = 3600.0  # seconds of the baseline's past that latency bounds are chosen from
+AT_ONCE = 4  # queries of one look that are under way
 _UP_NAME = "up"
 _UP = SeriesSelector(_UP_NAME, ())
 _DISCOVERY = 10.0  # from readiness to the first scrape Prometheus also has to find the pod
@@ -100,7 +101,7 @@ async def sample(
     if since is not None and len(cuts) < 2:
         return Sample(Data.NONE, since)
     span = cuts[-1] - cuts[0] + reach(pace.interval) if since is not None else FIRST_SPAN
-    reader = Reader(server, scope, at=cuts[-1], span=span)
+    reader = Reader(_Share(server), scope, at=cuts[-1], span=span)
     log = _Log()
     up, guardrails, counters = await asyncio.gather(
         _read_up(reader, queries, log),
@@ -154,6 +155,26 @@ class _Log:
         self.notes[name] = f"{reason}: {text}"
         if gating:
             (self.guardrails if guardrail else self.gating).append((reason, f"{name}: {text}"))
+
+
+class _Share:
+    """A server, asked a few things at a time: a look that asks for many must not take all threads of the others."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._turn = asyncio.Semaphore(AT_ONCE)
+
+    @property
+    def settings(self) -> ServerSettings:
+        return self._server.settings
+
+    async def read_series(self, selector: str, *, at: float, reach: float) -> tuple[RawSeries, ...]:
+        async with self._turn:
+            return await self._server.read_series(selector, at=at, reach=reach)
+
+    async def read_number(self, query: str, *, at: float) -> float:
+        async with self._turn:
+            return await self._server.read_number(query, at=at)
 
 
 class Reader:
@@ -318,7 +339,7 @@ class _Found:
         self._check_spacing()
         if self.log.gating:
             return self._held()
-        unscraped = self._unscraped()
+        unscraped = self._unscraped() if any(m.gating for m in self.queries.metrics) else ""
         measured = self._measured() if len(self.cuts) > 1 else {}
         self._note_troubles(measured)
         if self.log.gating:

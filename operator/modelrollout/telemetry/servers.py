@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from prometheus_api_client.prometheus_connect import PrometheusConnect
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.util.retry import Retry
 
@@ -35,6 +36,7 @@ from .samples import (
 )
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+THREADS = 32  # of a server, for all rollouts
 _CHUNK = 64 * 1024
 _T = TypeVar("_T")
 
@@ -85,7 +87,7 @@ class Server(Protocol):
     async def read_number(self, query: str, *, at: float) -> float: ...
 
 
-def new_pool(threads: int = 8) -> ThreadPoolExecutor:
+def new_pool(threads: int = THREADS) -> ThreadPoolExecutor:
     """The bounded thread pool of a server: one that hangs must not keep the others waiting."""
     return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="prometheus")
 
@@ -163,7 +165,7 @@ class PrometheusServer:
         session = requests.Session()
         session.trust_env = False  # a .netrc or proxy of the environment would override what was configured
         session.verify = settings.ca_file or not settings.insecure_skip_verify
-        self._connect = PrometheusConnect(
+        connect = self._connect = PrometheusConnect(
             url=settings.url.rstrip("/"),
             headers=dict(settings.headers),
             session=session,
@@ -171,6 +173,8 @@ class PrometheusServer:
             timeout=(timeouts.connect, timeouts.read),
             auth=_Credentials(settings),
         )
+        # Each thread keeps its connection.
+        connect._session.mount(f"{connect.url}/", HTTPAdapter(max_retries=0, pool_maxsize=THREADS))
 
     @property
     def settings(self) -> ServerSettings:

@@ -167,6 +167,9 @@ def test_the_operators_own_work_is_counted():
     assert shown["modelrollout_reconcile_errors_total", ("Unavailable",)] == 1
     assert shown["modelrollout_prometheus_query_errors_total", ("main", "Timeout")] == 1
     assert shown["modelrollout_outcomes_total", ("RolledBack", "HarmProven", "false")] == 1
+    assert shown["modelrollout_outcomes_total", ("Promoted", "Inconclusive", "true")] == 0, (
+        "so the first is an increase"
+    )
     assert shown["modelrollout_attempt_duration_seconds_sum", ("RolledBack",)] == 700
     assert shown["modelrollout_queue_depth", ()] == 7
     assert shown["modelrollout_watch_event_age_seconds", ("Pod",)] == 30

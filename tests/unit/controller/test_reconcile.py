@@ -24,7 +24,7 @@ from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
 from modelrollout.controller.memory import UnreadableStatus
 from modelrollout.telemetry.servers import ServerSettings
-from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, Meter, World, deployed, manifest
+from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, _Meter, deployed, manifest
 
 GUARDRAIL = {"name": "memory", "guardrail": {"query": "max(memory_bytes)", "max": "10", "failures": 3}}
 
@@ -449,12 +449,12 @@ async def late_world(monkeypatch: pytest.MonkeyPatch, *, delay: float) -> World:
     world = World()
     world.server.settings = ServerSettings("default", "http://prometheus", delay=delay)
 
-    def source(meter: Meter, pick: Callable[[float, float], float]) -> Callable[[float, float], Any]:
+    def source(meter: _Meter, pick: Callable[[float, float], float]) -> Callable[[float, float], Any]:
         return lambda after, until: [
             (t, pick(n, x)) for t, n, x in meter.samples if after < t <= min(until, world.now - LATE)
         ]
 
-    monkeypatch.setattr(Meter, "source", source)
+    monkeypatch.setattr(_Meter, "source", source)
     world.apply()
     await world.run(120, until=lambda: world.phase == "Healthy")
     world.apply("2", strategy={"canary": {"steps": [{"weight": 50, "duration": "1h"}]}})
@@ -675,3 +675,56 @@ async def test_a_deployment_is_scaled_down_only_once_the_rollout_is_held(held: b
     assert found["spec"]["replicas"] == (0 if held else 3)
     assert ("TakenOver" in world.reasons()) is held
     assert world.rollout["metadata"].get("finalizers") == (["modelrollout.dev/restore"] if held else None)
+
+
+async def test_an_analysis_that_is_turned_off_in_an_outage_waits_for_no_data() -> None:
+    world = await deployed()
+    steps = {"canary": {"steps": [{"weight": 50, "duration": "10m"}]}}
+    world.apply("2", strategy=steps)
+    await world.run(300)
+    world.server.away = "connection refused"
+    await world.run(120)
+    assert world.status["outageSince"]
+    world.apply("2", strategy=steps, analysis={"mode": "Off"})
+    await world.run(1200, until=lambda: world.phase == "Watching")
+    assert (world.phase, world.status.get("outageSince")) == ("Watching", None)
+
+
+async def sleep(world: World, seconds: float) -> None:
+    """Time without an operator; requests and scrapes go on."""
+    until = world.now + seconds
+    while world.now < until:
+        world._serve(world.now + 1)
+        world.now += 1
+    world.start()
+
+
+async def test_after_a_long_absence_nothing_goes_on_before_the_newest_samples_are_read() -> None:
+    world = await deployed()
+    world.rate = 40
+    world.apply("2", strategy={"canary": {"steps": [{"weight": 50, "duration": "2h"}]}})
+    await world.run(700)
+    candidate = world.status["candidate"]["revision"]
+    await sleep(world, 2 * 3600)
+    world.errors[candidate] = 0.3
+    await sleep(world, 2 * 3600)
+    phases: list[str] = []
+    world.cluster.subscribe(
+        lambda _, obj: phases.append(obj["status"]["phase"]) if obj["kind"] == "ModelRollout" else None
+    )
+    await world.run(120)
+    assert "Promoting" not in phases
+    assert world.status["rejected"]["reason"] == "HarmProven"
+
+
+async def test_a_guardrail_alone_needs_no_scrapes_of_the_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await deployed()
+    monkeypatch.setattr(
+        World, "_add", lambda world, name, revision: world.meters.update({name: _Meter(revision, 0)})
+    )
+    world.prometheus.can("dcgm", 0.5)
+    guardrail = {"name": "gpu", "guardrail": {"query": "max(dcgm)", "max": "1"}}
+    steps = {"canary": {"steps": [{"weight": 50, "duration": "1m"}]}}
+    world.apply("2", strategy=steps, analysis={"metrics": [guardrail]})
+    await world.run(1200, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching", world.status["message"]

@@ -108,7 +108,7 @@ class Crash(Exception):
 
 
 @dataclass
-class Meter:
+class _Meter:
     """The counters of one pod, as scraped, and all that it ever answered."""
 
     revision: str
@@ -152,7 +152,7 @@ class World:
         self.rate = 20.0
         self.drawn: dict[str, int] = {}
         self.random = random.Random(seed)
-        self.meters: dict[str, Meter] = {}
+        self.meters: dict[str, _Meter] = {}
         self.rounds: list[float] = []
         self.failures: list[Exception] = []
         self.veiled: set[str] = set()  # pods of whose readiness no news has come
@@ -322,7 +322,7 @@ class World:
                     meter.samples.append((self._scraped, meter.total, meter.bad))
 
     def _add(self, name: str, revision: str) -> None:
-        meter = self.meters[name] = Meter(revision, math.floor(self.now) + WARMUP)
+        meter = self.meters[name] = _Meter(revision, math.floor(self.now) + WARMUP)
         target = {"namespace": NAMESPACE, "pod": name, "job": "pods", "instance": name}
         add = self.prometheus.add
         add({"__name__": "up", **target}, meter.source(lambda n, x: 1.0))

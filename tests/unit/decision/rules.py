@@ -47,7 +47,15 @@ class Case:
 
     @property
     def capacity(self) -> int:
-        return max(self.spec.workload.replicas, self.after.capacity_at_start or 0)
+        return max(self.spec.workload.replicas, self.at_start or 0)
+
+    @property
+    def at_start(self) -> int | None:
+        """Pods at the start; of the user's own as many as are left of them."""
+        before, stable = self.after.capacity_at_start, self.after.stable
+        if before is None or stable is None or self.spec.workload.services is None:
+            return before
+        return min(before, self.pods.get(stable.revision, 0))
 
     @property
     def pod_ratio(self) -> bool:
@@ -301,7 +309,7 @@ class Rules:
             limit = before.progress_deadline_at or limit  # each pod that comes back has its time
         if case.now >= limit:
             assert weight == 0, f"S4: weight {weight} after the time limit"
-        size = after.capacity_at_start or case.capacity
+        size = case.at_start or case.capacity
         had = [
             r.desired for r in (before.stable, before.previous) if r and r.revision == after.stable.revision
         ]

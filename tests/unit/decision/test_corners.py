@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -670,3 +670,74 @@ def test_deciding_again_from_what_was_written_changes_nothing(world: World) -> N
     again = decide(world.wish(), world.status, world.seen(), world.judged, now=world.now, timing=TIMING)
     assert again.status == world.status
     assert not again.events
+
+
+class TestADeadlineIsForWhatIsWaitedFor:
+    """The steps' own durations are asked for, however long they are; what comes beside them is limited."""
+
+    LONG: ClassVar[list[dict[str, Any]]] = [
+        {"weight": 10, "duration": "4h"},
+        {"weight": 50, "duration": "4h"},
+    ]
+
+    def released(self, **analysis: Any) -> World:
+        usual = spec_of()["analysis"] if analysis.get("mode") != "Off" else {}
+        spec = spec_of(strategy={"canary": {"steps": self.LONG}}, analysis={**usual, **analysis})
+        world = World(spec=spec).healthy()
+        world.release("2")
+        return world
+
+    def test_what_is_harmless_is_promoted_by_a_plan_that_is_longer(self) -> None:
+        world = self.released(deadline="1h", onInconclusive="Rollback")
+        world.judge(GOOD)
+        world.run(9 * 3600, every=30)
+        assert "Inconclusive" not in world.reasons()
+        assert world.status.history[0].outcome == "Promoted"
+
+    def test_so_is_what_is_not_analysed(self) -> None:
+        world = self.released(mode="Off")
+        world.judge(Judgement())
+        world.run(9 * 3600, every=30)
+        assert "Inconclusive" not in world.reasons()
+        assert world.status.history[0].outcome == "Promoted"
+
+    def test_what_is_not_proven_by_the_end_of_the_steps_has_that_long(self) -> None:
+        world = self.released(deadline="1h")
+        world.run(8.5 * 3600, every=30)
+        assert world.condition("Reconciling") == ("True", "AwaitingEvidence")
+        world.run(3600, every=30)
+        assert world.condition("Reconciling") == ("True", "Inconclusive")
+
+    def test_what_the_newest_samples_may_prove_is_not_called_inconclusive(self) -> None:
+        world = self.released(deadline="1h")
+        world.run(8.5 * 3600, every=30)
+        world.judge(replace(NEUTRAL, pending=True))
+        world.run(3600, every=30)
+        assert "Inconclusive" not in world.reasons()
+        world.judge(GOOD)
+        world.run(600, every=30)
+        assert world.status.history[0].outcome == "Promoted"
+
+
+class TestTheUsersOwnScalers:
+    """Behind Services of the user's, pods come and go by the user's autoscaler: what both sides shrank to is enough."""
+
+    def night(self) -> World:
+        """At the start there were four pods, and by now there are two for each."""
+        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
+        world = World(spec=spec_of(workload={"replicas": 4, "services": names})).healthy()
+        names = {"stable": {"name": "a"}, "candidate": {"name": "c"}}
+        world.edit(workload={"replicas": 4, "services": names}).release("2")
+        started(world).run(120)
+        world.edit(workload={"replicas": 1, "services": names})
+        world.most = 2
+        return world.run(30)
+
+    def test_the_promotion_needs_no_more(self) -> None:
+        world = self.night().judge(GOOD)
+        world.until("Watching", limit=900)
+        assert world.status.history[0].outcome == "Promoted"
+
+    def test_the_way_back_is_not_held(self) -> None:
+        world = self.night().judge(BAD)
+        world.until("RolledBack", limit=60)
