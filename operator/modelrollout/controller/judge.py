@@ -337,7 +337,7 @@ def _case(
         matched=status.weights.matched,
         sticky=status.trying is not None and status.trying.stickiness is not None,
         scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
-        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
+        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup, server.settings.delay),
         server=server,
         now=now,
     )

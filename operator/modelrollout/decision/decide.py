@@ -71,7 +71,7 @@ def decide(
     else:
         round = apply_requests(follow_durations(read_requests(round)))
         round = note_gates(follow_plan(round))
-        round = note_alarm(note_data(note_pods(round)))
+        round = note_alarm(note_data(note_pods(note_restarts(round))))
         round = run_chain(start_clock(round))
     return _finish(round)
 
@@ -239,6 +239,14 @@ def note_pods(round: Round) -> Round:
     fell = short and ready < candidate.ready
     drops = min(UNSTABLE_LIMIT, round.step.ready_drops + fell)
     return round.put_step(short=short, ready_drops=drops)
+
+
+def note_restarts(round: Round) -> Round:
+    """The round whose step counts from fewer restarts, once pods are gone that had restarted before it."""
+    if not round.comparing or round.status.step is None or round.step.restarts_at_start is None:
+        return round
+    left = round.view(round.status.candidate).restarts
+    return round if left >= round.step.restarts_at_start else round.put_step(restarts_at_start=left)
 
 
 def note_data(round: Round) -> Round:

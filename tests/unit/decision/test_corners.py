@@ -149,6 +149,21 @@ class TestUnstable:
         started(world).run(10)
         assert world.status.phase == "Progressing"
 
+    def test_restarts_count_from_what_is_left_once_the_pods_that_had_them_are_gone(
+        self, world: World
+    ) -> None:
+        started(world)
+        world.restarts[world.revision] = 2
+        for _ in range(200):
+            if world.tick(5).status.step.index == 1:
+                break
+        world.restarts[world.revision] = 0
+        world.ask("restart").run(10)
+        assert world.status.step.index == 1
+        world.restarts[world.revision] = 3
+        world.until("RolledBack", limit=100)
+        assert world.status.history[0].reason == "CandidateUnstable"
+
 
 class TestPauses:
     """Link 9."""

@@ -501,6 +501,16 @@ def test_a_wrong_split_holds_then_pauses(world: World) -> None:
     assert world.condition("Reconciling") == ("True", "TrafficMismatch")
 
 
+def test_the_step_says_what_it_waits_for(world: World) -> None:
+    said = set()
+    for _ in range(40):
+        world.tick(5)
+        reason = world.status.step.reason if world.status.step else None
+        assert reason in (None, world.condition("Reconciling")[1])
+        said.add(reason)
+    assert said >= {"AwaitingPods", "AwaitingDuration"}
+
+
 def test_mode_off_promotes_after_the_steps_unproven() -> None:
     spec = spec_of(analysis={"mode": "Off", "metrics": []})
     world = World(spec=spec).healthy().release("2").judge(Judgement())
