@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Self
 
-from .status import Condition
+from modelrollout.api.status import Condition
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 

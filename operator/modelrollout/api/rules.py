@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
-from .spec import (
+from modelrollout.api.spec import (
     UNION_MEMBERS,
     AbTest,
     Analysis,
@@ -45,7 +45,7 @@ from .spec import (
     Webhook,
     Workload,
 )
-from .types import Model, format_duration
+from modelrollout.api.types import Model, format_duration
 
 M = TypeVar("M", bound=Model)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from .types import Bool, DecimalString, Duration, JsonObject, Model, Percent
+from modelrollout.api.types import Bool, DecimalString, Duration, JsonObject, Model, Percent
 
 GROUP = "modelrollout.dev"
 VERSION = "v1alpha1"

@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from .errors import ClusterError, Forbidden, KindNotServed, Unavailable
-from .kinds import CONFIG_MAP, INFERENCE_POOL, ROLLOUT_LABEL, SECRET, Kind, Object
-from .port import Cluster
-from .store import Key, Ref, Store, ref_of
+from modelrollout.cluster.errors import ClusterError, Forbidden, KindNotServed, Unavailable
+from modelrollout.cluster.kinds import CONFIG_MAP, INFERENCE_POOL, ROLLOUT_LABEL, SECRET, Kind, Object
+from modelrollout.cluster.port import Cluster
+from modelrollout.cluster.store import Key, Ref, Store, ref_of
 
 _log = logging.getLogger(__name__)
 

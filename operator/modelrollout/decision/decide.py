@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..api.conditions import EventReason, Reason
-from ..api.spec import Spec
-from ..api.status import PauseStatus, Phase, RestartStatus, Retiring, Status, UndoStatus
-from .capacity import at_goal, needed, set_sizes, set_weights, size_before
-from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
-from .clocks import set_clocks
-from .gates import ask_anew, next_asking, note_gates
-from .plans import follow_durations, follow_plan
-from .report import FAILED_POLLS, report
-from .requests import read_requests
-from .round import Round
-from .transitions import adopt_serving, first_deployment
-from .types import (
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import PauseStatus, Phase, RestartStatus, Retiring, Status, UndoStatus
+from modelrollout.decision.capacity import at_goal, needed, set_sizes, set_weights, size_before
+from modelrollout.decision.chain import UNSTABLE_LIMIT, counted_requests, run_chain
+from modelrollout.decision.clocks import set_clocks
+from modelrollout.decision.gates import ask_anew, next_asking, note_gates
+from modelrollout.decision.plans import follow_durations, follow_plan
+from modelrollout.decision.report import FAILED_POLLS, report
+from modelrollout.decision.requests import read_requests
+from modelrollout.decision.round import Round
+from modelrollout.decision.transitions import adopt_serving, first_deployment
+from modelrollout.decision.types import (
     DEFAULT_TIMING,
     NOT_JUDGED,
     Data,

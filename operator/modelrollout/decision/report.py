@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..api.conditions import ConditionType, Reason, Wanted, merge_conditions
-from ..api.status import MetricStatus, Outcome, Phase
-from ..evidence.verdict import MetricAssessment
-from .chain import blind
-from .explain import evidence_summary, pods_summary, traffic_summary
-from .round import Round
-from .types import Data
+from modelrollout.api.conditions import ConditionType, Reason, Wanted, merge_conditions
+from modelrollout.api.status import MetricStatus, Outcome, Phase
+from modelrollout.decision.chain import blind
+from modelrollout.decision.explain import evidence_summary, pods_summary, traffic_summary
+from modelrollout.decision.round import Round
+from modelrollout.decision.types import Data
+from modelrollout.evidence.verdict import MetricAssessment
 
 FAILED_POLLS = 3  # in a row, before the condition MetricsAvailable falls
 _QUIET = (Reason.NO_TRAFFIC, Reason.SAMPLES_LATE)

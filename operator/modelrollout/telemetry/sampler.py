@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from ..decision.types import Data
-from ..evidence.poll import MetricPoll, Poll
-from .increments import Counters, Measured, bucket_bound, measure, reach
-from .queries import GuardrailQuery, MetricQuery, Queries
-from .samples import BAD_ANSWER, NO_RESULT, NOT_A_NUMBER, REFUSED, QueryError, RawSeries
-from .selectors import Matcher, SelectorError, SeriesSelector, fence_query
-from .servers import Server, ServerSettings
-from .sides import Side, SideName, Sides
+from modelrollout.decision.types import Data
+from modelrollout.evidence.poll import MetricPoll, Poll
+from modelrollout.telemetry.increments import Counters, Measured, bucket_bound, measure, reach
+from modelrollout.telemetry.queries import GuardrailQuery, MetricQuery, Queries
+from modelrollout.telemetry.samples import BAD_ANSWER, NO_RESULT, NOT_A_NUMBER, REFUSED, QueryError, RawSeries
+from modelrollout.telemetry.selectors import Matcher, SelectorError, SeriesSelector, fence_query
+from modelrollout.telemetry.servers import Server, ServerSettings
+from modelrollout.telemetry.sides import Side, SideName, Sides
 
 NOT_SCRAPED = "NotScraped"
 NO_TRAFFIC = "NoTraffic"

@@ -23,8 +23,8 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.util.retry import Retry
 
-from ..api.types import parse_duration
-from .samples import (
+from modelrollout.api.types import parse_duration
+from modelrollout.telemetry.samples import (
     BAD_ANSWER,
     TIMED_OUT,
     UNREACHABLE,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..api.conditions import Reason
-from ..api.spec import (
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import (
     GatewayAPI,
     HeaderMatch,
     ParentRef,
@@ -21,11 +21,13 @@ from ..api.spec import (
     Spec,
     Stickiness,
 )
-from ..api.status import Status
-from ..api.types import format_duration
-from ..cluster.actions import Action
-from ..cluster.kinds import HTTP_ROUTE, Kind, Object
-from ..workloads import (
+from modelrollout.api.status import Status
+from modelrollout.api.types import format_duration
+from modelrollout.cluster.actions import Action
+from modelrollout.cluster.kinds import HTTP_ROUTE, Kind, Object
+from modelrollout.traffic.base import RouteReading, Split, in_percent
+from modelrollout.traffic.routes import GATEWAY, backend_in, backend_ref, mirror_filter, mirrors, refusals
+from modelrollout.workloads import (
     Children,
     Ownership,
     Problem,
@@ -36,12 +38,10 @@ from ..workloads import (
     ownership,
     record_of,
 )
-from ..workloads.backends import Backend
-from ..workloads.children import delete, deleting, name_in, owned
-from ..workloads.observation import ready_behind
-from ..workloads.revisions import weights_by_revision
-from .base import RouteReading, Split, in_percent
-from .routes import GATEWAY, backend_in, backend_ref, mirror_filter, mirrors, refusals
+from modelrollout.workloads.backends import Backend
+from modelrollout.workloads.children import delete, deleting, name_in, owned
+from modelrollout.workloads.observation import ready_behind
+from modelrollout.workloads.revisions import weights_by_revision
 
 MOST_HEADERS = 16  # in one match
 MOST_FILTERS = 16  # in one rule

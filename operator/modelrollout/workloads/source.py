@@ -13,10 +13,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from ..api.conditions import Reason
-from ..api.spec import GROUP, Spec
-from ..api.status import Status
-from ..cluster.kinds import (
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import GROUP, Spec
+from modelrollout.api.status import Status
+from modelrollout.cluster.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     ENDPOINT_SLICE,
@@ -28,11 +28,11 @@ from ..cluster.kinds import (
     Kind,
     Object,
 )
-from ..cluster.references import DATA_HASH, Interest
-from .backends import Backend, picker_of, pool_selector
-from .children import Children, Problem
-from .gates import JOB_NAME_LABEL, job_outcome
-from .own_services import own_backends
+from modelrollout.cluster.references import DATA_HASH, Interest
+from modelrollout.workloads.backends import Backend, picker_of, pool_selector
+from modelrollout.workloads.children import Children, Problem
+from modelrollout.workloads.gates import JOB_NAME_LABEL, job_outcome
+from modelrollout.workloads.own_services import own_backends
 
 CONFIG_ANNOTATION = f"{GROUP}/config-hash"
 _HASH_LENGTH = 10

@@ -10,8 +10,7 @@ import pytest
 from modelrollout.api.status import Status
 from modelrollout.decision.decide import decide
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
-
-from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
 
 OUTLIER = replace(NEUTRAL, assessment=assessment(outlier=True))
 

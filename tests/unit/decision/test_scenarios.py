@@ -9,8 +9,7 @@ import pytest
 
 from modelrollout.api.status import Phase
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
-
-from .world import BAD, GOOD, NEUTRAL, START, World, assessment, spec_of, started
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, START, World, assessment, spec_of, started
 
 OUTAGE = Judgement(
     data=Data.UNAVAILABLE, problem="DuplicateSeries: errors", failed_polls=3, outage_since=START

@@ -35,8 +35,7 @@ from modelrollout.workloads.takeover import (
     scale_down,
     scaled_up_again,
 )
-
-from .manifests import PLAIN, manifest, spec_of
+from tests.unit.workloads.manifests import PLAIN, manifest, spec_of
 
 KINDS = {"ConfigMap": CONFIG_MAP, "Secret": SECRET}
 CONTAINER = {"name": "model", "image": "model"}
