@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Self
 
-from .status import Condition
+from modelrollout.api.status import Condition
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
@@ -137,8 +137,7 @@ class Reason(_Documented):
     REVERTED = "Reverted", "The spec named the old revision again."
     ROLLED_BACK_AFTER_PROMOTION = "RolledBackAfterPromotion", "Harm was proven in the watch."
     FIRST_DEPLOYMENT = "FirstDeployment", "There was nothing to compare with."
-    STABLE_UNAVAILABLE = "StableUnavailable", "The baseline has no ready pod, so what is ready serves."
-    WATCH_COMPLETED = "WatchCompleted", "The watch is over; the old revision is gone."
+    STABLE_UNAVAILABLE = "StableUnavailable", "What is to serve has no ready pod, so what is ready serves."
     WATCH_ALARM = "WatchAlarm", "A before-and-after comparison raised an alarm in the watch."
 
     # MetricsAvailable
@@ -150,6 +149,7 @@ class Reason(_Documented):
     )
     NOT_SCRAPED = "NotScraped", "Ready pods are not scraped by Prometheus."
     NO_TRAFFIC = "NoTraffic", "The pods are scraped, and no requests arrive."
+    SAMPLES_LATE = "SamplesLate", "Samples can be read only after their poll is over, so they do not count."
     DUPLICATE_SERIES = "DuplicateSeries", "A pod has the same series twice; the selector must pick one."
     COUNTERS_INCONSISTENT = "CountersInconsistent", "A counter fell without a restart of its container."
     CLOCK_BEHIND = (
@@ -209,7 +209,7 @@ class EventReason(_Documented):
     INCONCLUSIVE = "Inconclusive", "Neither harm nor harmlessness was proven within the deadline."
     METRICS_UNAVAILABLE = "MetricsUnavailable", "Metrics can't be read."
     METRICS_RESTORED = "MetricsRestored", "Metrics can be read again."
-    STABLE_UNAVAILABLE = "StableUnavailable", "The baseline has no ready pod, so what is ready serves."
+    STABLE_UNAVAILABLE = "StableUnavailable", "What is to serve has no ready pod, so what is ready serves."
     TRAFFIC_DRIFT = "TrafficDrift", "The route or a Service was changed by someone else and was put right."
     TRAFFIC_MISMATCH = "TrafficMismatch", "The observed split differs from the route's weights."
     REQUEST_IGNORED = "RequestIgnored", "A request annotation does not apply; the message says why."

@@ -14,32 +14,32 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ..api.conditions import Reason
-from ..api.spec import Metric, Spec
-from ..api.status import Phase, RevisionStatus, Status, compared_share
-from ..cluster.kinds import Object
-from ..cluster.store import Key
-from ..decision.explain import pod_doubt
-from ..decision.types import Data, GuardrailReading, Judgement
-from ..evidence import split as splits
-from ..evidence.cuts import choose_cuts
-from ..evidence.engine import assess, begin, consume, raise_weight
-from ..evidence.phi import estimate
-from ..evidence.plan import Margin, MetricTest, Plan
-from ..evidence.poll import Arm, Poll
-from ..evidence.state import State
-from ..evidence.verdict import Assessment
-from ..planning.preview import Past, preview
-from ..telemetry.history import History, PastPoll, read_history
-from ..telemetry.queries import Queries, build_queries, check_queries
-from ..telemetry.sampler import HEARSAY, Pace, Sample, Scope, next_poll, sample
-from ..telemetry.servers import Server, ServerSettings
-from ..telemetry.sides import Pod, Side, Sides
-from ..workloads import Children, Problem
-from ..workloads.children import child_name
-from .alarm import grow_alarms, raised
-from .memory import Answer, Look, Memory
-from .record import COMPARED, read_evidence
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import Metric, Spec
+from modelrollout.api.status import Phase, RevisionStatus, Status, compared_share
+from modelrollout.cluster.kinds import Object
+from modelrollout.cluster.store import Key
+from modelrollout.controller.alarm import Alarm, grow_alarms, raised
+from modelrollout.controller.memory import Answer, Look, Memory
+from modelrollout.controller.record import COMPARED, read_evidence
+from modelrollout.decision.explain import pod_doubt
+from modelrollout.decision.types import Data, GuardrailReading, Judgement
+from modelrollout.evidence import split as splits
+from modelrollout.evidence.cuts import choose_cuts
+from modelrollout.evidence.engine import assess, begin, consume, raise_weight
+from modelrollout.evidence.phi import estimate
+from modelrollout.evidence.plan import Margin, MetricTest, Plan
+from modelrollout.evidence.poll import Arm, Poll
+from modelrollout.evidence.state import State
+from modelrollout.evidence.verdict import Assessment
+from modelrollout.planning.preview import Past, preview
+from modelrollout.telemetry.history import History, PastPoll, read_history
+from modelrollout.telemetry.queries import Queries, build_queries, check_queries
+from modelrollout.telemetry.sampler import HEARSAY, Pace, Sample, Scope, next_poll, sample
+from modelrollout.telemetry.servers import Server, ServerSettings
+from modelrollout.telemetry.sides import Pod, Side, Sides
+from modelrollout.workloads import Children, Problem
+from modelrollout.workloads.children import child_name
 
 PATIENCE = (
     0.05  # seconds that a round waits for the look that it begins: most answers come sooner, and save a round
@@ -79,6 +79,13 @@ class _Case:
     def load(self) -> int:
         """Share of the requests that the candidate answers, copies included, in percent; at least 1 of chosen ones."""
         return min(100, self.weight + self.mirror) or min(1, self.matched)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a guardrail may have nothing to say because the candidate gets no requests. Whoever was parked because one
+        had nothing to say under requests is tried again after as long a time: at 0 % nobody can know whether it would."""
+        since = self.status.outage_since if self.status.parked else None
+        return self.load == 0 and (since is None or self.now >= since + 2 * self.spec.analysis.outage)
 
     def compared(self, state: State) -> int:
         """Share of the candidate's requests among all that are compared, in percent; of chosen ones as it was observed."""
@@ -206,13 +213,16 @@ class Judge:
         polls = found.polls
         if _emergency(case) or _only_previewed(case):
             polls = tuple(Poll(poll.start, poll.end, {}) for poll in polls)
-        if _unopposed(case.status):
-            # However long the watch is held without being asked for, it lasts twice its duration at most.
-            horizon = math.ceil(2 * case.spec.watch.duration / case.pace.interval)
-            memory.alarms = grow_alarms(memory.alarms, case.plan, state, polls, horizon=horizon)
-        state = consume(case.plan, state, polls)
-        self._watch_split(case, queries, state, polls, memory)
         pause = case.spec.analysis.interval
+        try:
+            memory.alarms, state = _grown(case, state, memory.alarms, polls)
+        except ValueError as error:
+            # Counts that can't be hold the rollout. A round that fails would hold all: traffic of dead pods stays.
+            impossible = f"{Reason.METRICS_UNAVAILABLE}: {error}"
+            memory.judged = _away(memory.judged, case.status, impossible, case.now)
+            memory.next_poll = case.now + pause
+            return state
+        self._watch_split(case, queries, state, polls, memory)
         memory.unread = found.behind
         memory.unaware = case.scope.sides if found.waits else None
         if found.behind:
@@ -229,7 +239,10 @@ class Judge:
     def _note(self, case: _Case, found: Sample, memory: Memory) -> None:
         """Remember what a look said, apart from its polls."""
         before = memory.judged
-        guardrails = tuple(_readings(case.spec, found, memory.breaches))
+        # In a row means one interval after the other: looks that catch up with samples follow each other at once.
+        counts = abs(case.now - memory.counted_at) >= case.pace.interval / 2
+        memory.counted_at = case.now if counts else memory.counted_at
+        guardrails = tuple(_readings(case.spec, found, memory.breaches, counts=counts))
         memory.breaches = {reading.name: reading.breaches for reading in guardrails}
         if found.data in _AWAY:
             before = _away(before, case.status, found.problem, case.now)
@@ -324,7 +337,7 @@ def _case(
         matched=status.weights.matched,
         sticky=status.trying is not None and status.trying.stickiness is not None,
         scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
-        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
+        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup, server.settings.delay),
         server=server,
         now=now,
     )
@@ -395,10 +408,22 @@ def _unopposed(status: Status) -> bool:
     return status.phase == Phase.WATCHING and status.weights.previous == 0 and not ending
 
 
+def _grown(
+    case: _Case, state: State, alarms: dict[str, Alarm], polls: tuple[Poll, ...]
+) -> tuple[dict[str, Alarm], State]:
+    """Alarms and evidence with polls. Raises ValueError for counts that can't be."""
+    if _unopposed(case.status):
+        # However long the watch is held without being asked for, it lasts twice its duration at most.
+        horizon = math.ceil(2 * case.spec.watch.duration / case.pace.interval)
+        alarms = grow_alarms(alarms, case.plan, state, polls, horizon=horizon)
+    return alarms, consume(case.plan, state, polls)
+
+
 async def _look(case: _Case, state: State) -> Answer:
     """One look; the first one of an attempt also reads the baseline's past."""
+    asked = case.queries(state)
     found = await sample(
-        case.server, case.queries(state), case.scope, case.pace, since=state.consumed, now=case.now
+        case.server, asked, case.scope, case.pace, since=state.consumed, now=case.now, idle=case.idle
     )
     if state.consumed is not None:
         return Answer(found, None)
@@ -496,7 +521,9 @@ def _only_previewed(case: _Case) -> bool:
     return case.status.plan[step.index].load == 0
 
 
-def _readings(spec: Spec, found: Sample, counted: Mapping[str, int]) -> list[GuardrailReading]:
+def _readings(
+    spec: Spec, found: Sample, counted: Mapping[str, int], *, counts: bool
+) -> list[GuardrailReading]:
     """The guardrails' readings, with breaches in a row; no reading neither breaches nor clears."""
     readings = []
     for metric in spec.analysis.metrics:
@@ -508,7 +535,7 @@ def _readings(spec: Spec, found: Sample, counted: Mapping[str, int]) -> list[Gua
             text for text in (low is not None and f"≥ {low:g}", high is not None and f"≤ {high:g}") if text
         ]
         value, breaches = found.guardrails.get(metric.name), counted.get(metric.name, 0)
-        if value is not None:
+        if value is not None and counts:
             outside = (low is not None and value < low) or (high is not None and value > high)
             breaches = breaches + 1 if outside else 0
         readings.append(

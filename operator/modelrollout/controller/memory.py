@@ -10,18 +10,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..api.spec import Spec
-from ..cluster.pods import Pod
-from ..cluster.store import Key
-from ..decision.types import GateReading, Judgement
-from ..evidence.plan import Plan
-from ..evidence.split import Split
-from ..evidence.state import State
-from ..telemetry.history import History
-from ..telemetry.sampler import Sample
-from ..telemetry.sides import Sides
-from ..workloads import Problem
-from .alarm import Alarm
+from modelrollout.api.spec import Spec
+from modelrollout.cluster.pods import Pod
+from modelrollout.cluster.store import Key
+from modelrollout.controller.alarm import Alarm
+from modelrollout.decision.types import GateReading, Judgement
+from modelrollout.evidence.plan import Plan
+from modelrollout.evidence.split import Split
+from modelrollout.evidence.state import State
+from modelrollout.telemetry.history import History
+from modelrollout.telemetry.sampler import Sample
+from modelrollout.telemetry.sides import Sides
+from modelrollout.workloads import Problem
 
 CONTESTED = 3  # reverts of the route …
 WITHIN = 300.0  # … within these seconds mean that somebody else owns it
@@ -113,10 +113,12 @@ class Memory:
     weight_since: float = 0.0  # … and since when it is that
     fought: str | None = None  # what was said of a Deployment that somebody scaled up again
     notes: dict[str, str] = field(default_factory=dict)  # by metric: what a person should know of it
-    breaches: dict[str, int] = field(default_factory=dict)  # by guardrail, in a row
+    breaches: dict[str, int] = field(default_factory=dict)  # by guardrail, in a row …
+    counted_at: float = 0.0  # … and when they were counted last
     alarms: dict[str, Alarm] = field(default_factory=dict)  # by metric: the watch without holdback
     unreadable: str = ""  # why the committed evidence can't be read; it is then kept as it stands
     trouble: str = ""  # why a child could not be written in the last round
+    lasts: bool = False  # whether the API server refused it: the same write would be refused again
     refused: int = 0  # rounds in a row in which one could not
     refused_until: float | None = None  # when it is tried again at the latest
     parsed: Parsed | None = None
@@ -133,7 +135,7 @@ class Memory:
         self.next_poll, self.unread, self.unaware, self.split, self.weight = 0.0, False, None, Split(), 0
         self.notes.clear()
         self.first_ready, self.flapped = {}, {}
-        self.breaches, self.alarms, self.unreadable = {}, {}, ""
+        self.breaches, self.counted_at, self.alarms, self.unreadable = {}, 0.0, {}, ""
         self.end_look()
 
     def reload(self) -> None:
@@ -144,7 +146,7 @@ class Memory:
         """
         self.state, self.next_poll, self.split, self.unreadable = None, 0.0, Split(), ""
         self.unread, self.unaware = False, None
-        self.breaches, self.alarms = {}, {}
+        self.breaches, self.counted_at, self.alarms = {}, 0.0, {}
 
     def end_look(self) -> None:
         """Nobody waits for the answer any more."""

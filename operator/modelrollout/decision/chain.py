@@ -10,16 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..api.conditions import EventReason, Reason
-from ..api.requests import annotation_of, format_request
-from ..api.status import Outcome, Phase
-from ..evidence.assessment import may_advance
-from ..evidence.verdict import MetricAssessment
-from .capacity import at_goal, full_size, full_weight, needed
-from .explain import evidence_summary, harm_summary, pods_summary, reward_text, span
-from .gates import awaiting, failure_advice, gate_failed
-from .round import Round
-from .transitions import (
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.requests import annotation_of, format_request
+from modelrollout.api.status import Outcome, Phase
+from modelrollout.decision.capacity import at_goal, full_size, full_weight, needed
+from modelrollout.decision.explain import evidence_summary, harm_summary, pods_summary, reward_text, span
+from modelrollout.decision.gates import awaiting, failure_advice, gate_failed
+from modelrollout.decision.round import Round
+from modelrollout.decision.transitions import (
     advance,
     begin,
     end_watch,
@@ -33,7 +31,9 @@ from .transitions import (
     stop,
     take_over,
 )
-from .types import Data
+from modelrollout.decision.types import Data
+from modelrollout.evidence.assessment import may_advance
+from modelrollout.evidence.verdict import MetricAssessment
 
 UNSTABLE_LIMIT = 3  # restarts, or losses of readiness, in one step
 SETTLED_POLLS = 8  # that a promotion rests on, in the last step
@@ -118,9 +118,13 @@ def too_late(round: Round) -> Round | None:
     if deadline is None or round.now < deadline:
         return None
     view = round.view(round.status.candidate)
-    short = view.ready < (round.status.candidate.desired if round.status.candidate else 0)
+    desired = round.status.candidate.desired if round.status.candidate else 0
+    short = view.ready < desired
     if not short and round.seen.route.routed_since is not None:
         return None  # all is there, if late: an operator that was away must not roll back what works
+    ours = round.spec.workload.services is None
+    if short and ours and view.desired < desired and not round.seen.refused:
+        return None  # nobody asked for these pods, nor was refused: the operator, the API server or a webhook was away
     if short:
         why = f"{pods_summary(round, round.status.candidate)} within progressDeadline"
         return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)
@@ -128,6 +132,15 @@ def too_late(round: Round) -> Round | None:
     other = f"{route.contested_by} keeps changing it" if route.contested_by else ""
     problem = other or route.problem or "its new weights were not accepted"
     return go_back(round, Reason.ROUTE_NOT_ACCEPTED, f"the route: {problem}")
+
+
+def dead(round: Round) -> Round | None:
+    """The promoted revision had no ready pod for as long as pods may take, and the way back is there."""
+    deadline, stable = round.status.progress_deadline_at, round.status.stable
+    if deadline is None or round.now < deadline or round.view(stable).ready:
+        return None
+    why = f"{pods_summary(round, stable)} within progressDeadline"
+    return go_back(round, Reason.PROGRESS_DEADLINE_EXCEEDED, why)
 
 
 def unstable(round: Round) -> Round | None:
@@ -175,6 +188,12 @@ def outlier(round: Round) -> Round | None:
         round = round.put(outlier_since=round.now).say(EventReason.POD_OUTLIER, why)
     if round.phase == W and _watch_over(round):
         return None
+    if round.phase == P:
+        # No deadline runs any more. It was proven harmless or asked for, and the watch goes on comparing.
+        patience = max(round.spec.watch.duration, round.spec.progress_deadline)
+        if round.now >= (round.status.outlier_since or round.now) + patience:
+            return None
+        why += f"; abort takes the traffic back, else the promotion goes on {span(patience)} after that was found"
     return _going(round).wait(Reason.POD_OUTLIER, why, active_runs=round.comparing)
 
 
@@ -567,8 +586,11 @@ def _watch_ending(round: Round) -> bool:
 def _watch_ends(round: Round) -> Round:
     watch = round.status.watch
     assert watch is not None
-    needed_still = round.view(round.status.stable).ready == 0 and round.view(round.status.previous).ready > 0
-    if watch.ending and round.status.weights.previous == 0 and round.routed and not needed_still:
+    lost = round.view(round.status.stable).ready == 0
+    needed_still = lost and round.view(round.status.previous).ready > 0
+    if needed_still or (lost and not watch.ending):
+        return round.wait(Reason.STABLE_UNAVAILABLE, "its end waits for a ready pod of the promoted revision")
+    if watch.ending and round.status.weights.previous == 0 and round.routed:
         return _start_named(settle_watch(round))
     if watch.ending:
         return round.wait(Reason.WATCHING, "taking the last traffic from the previous revision")
@@ -616,6 +638,7 @@ CHAIN: tuple[Link, ...] = (
     Link("5b", C, baseline_never_worked, forward=True),
     # In F and B nothing is taken back: readiness heals it, and the conditions say Stalled meanwhile.
     Link("6", (*C, P), too_late),
+    Link("6", (W,), dead),
     Link("6a", C, unstable),
     Link("7", (*C, P, W), harmful),
     Link("8", (*C, W), promotion_requested, forward=True),

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..api.conditions import EventReason, Reason
-from ..api.spec import Spec
-from ..api.status import PauseStatus, Phase, RestartStatus, Retiring, Status, UndoStatus
-from .capacity import at_goal, needed, set_sizes, set_weights, size_before
-from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
-from .clocks import set_clocks
-from .gates import ask_anew, next_asking, note_gates
-from .plans import follow_durations, follow_plan
-from .report import FAILED_POLLS, report
-from .requests import read_requests
-from .round import Round
-from .transitions import adopt_serving, first_deployment
-from .types import (
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import PauseStatus, Phase, RestartStatus, Retiring, Status, UndoStatus
+from modelrollout.decision.capacity import at_goal, needed, set_sizes, set_weights, size_before
+from modelrollout.decision.chain import UNSTABLE_LIMIT, counted_requests, run_chain
+from modelrollout.decision.clocks import set_clocks
+from modelrollout.decision.gates import ask_anew, next_asking, note_gates
+from modelrollout.decision.plans import follow_durations, follow_plan
+from modelrollout.decision.report import FAILED_POLLS, report
+from modelrollout.decision.requests import read_requests
+from modelrollout.decision.round import Round
+from modelrollout.decision.transitions import adopt_serving, first_deployment
+from modelrollout.decision.types import (
     DEFAULT_TIMING,
     NOT_JUDGED,
     Data,
@@ -28,7 +28,8 @@ from .types import (
 )
 
 PROLONG = 30.0  # seconds that a revision which answers alone stays at a time
-ACTIVE = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING, Phase.ROLLING_BACK)
+FORWARD = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING)
+ACTIVE = (*FORWARD, Phase.WATCHING, Phase.ROLLING_BACK)
 
 
 def decide(
@@ -70,7 +71,7 @@ def decide(
     else:
         round = apply_requests(follow_durations(read_requests(round)))
         round = note_gates(follow_plan(round))
-        round = note_alarm(note_data(note_pods(round)))
+        round = note_alarm(note_data(note_pods(note_restarts(round))))
         round = run_chain(start_clock(round))
     return _finish(round)
 
@@ -154,6 +155,11 @@ _BLANK = Spec.from_wire({"workload": {}, "service": {"ports": [{"port": 80}]}})
 def _enter(round: Round) -> Round:
     """The first round of an object: a restored cluster goes on with what serves, else this is the first deployment."""
     pinned = round.seen.pinned
+    if round.spec.workload.services is None:
+        # Whatever else has pods of ours may have traffic, which nobody remembers (S3).
+        until = round.now + round.spec.drain_delay
+        found = [(name, view.desired) for name, view in round.seen.revisions.items() if view.desired]
+        round = round.put(retiring=[Retiring(revision=name, until=until, desired=n) for name, n in found])
     # Invalid with nothing that serves is as good as empty: the first spec that was read was a bad one.
     if pinned and round.seen.of(pinned).ready:
         return run_chain(adopt_serving(round, pinned))
@@ -235,6 +241,14 @@ def note_pods(round: Round) -> Round:
     return round.put_step(short=short, ready_drops=drops)
 
 
+def note_restarts(round: Round) -> Round:
+    """The round whose step counts from fewer restarts, once pods are gone that had restarted before it."""
+    if not round.comparing or round.status.step is None or round.step.restarts_at_start is None:
+        return round
+    left = round.view(round.status.candidate).restarts
+    return round if left >= round.step.restarts_at_start else round.put_step(restarts_at_start=left)
+
+
 def note_data(round: Round) -> Round:
     """The round with the state of the data: outage, split, outlier."""
     judged, status = round.judged, round.status
@@ -309,10 +323,10 @@ def _retired(round: Round) -> Round:
 
 
 def _answers_still(round: Round, gone: Retiring) -> bool:
-    """Whether what another first deployment has replaced still answers in its place."""
-    if round.status.phase != Phase.PENDING or not round.seen.of(gone.revision).ready:
+    """Whether what has no role any more still answers: in the place of a first deployment, or because the route names it."""
+    if not round.seen.of(gone.revision).ready:
         return False
-    if round.view(round.status.stable).ready == 0:
+    if round.status.phase == Phase.PENDING and round.view(round.status.stable).ready == 0:
         return True
     route = round.seen.route
     # By pod ratio all that are ready answer, so that alone is no reason; one whom another writer sends callers to is.
@@ -325,8 +339,10 @@ def _progress_deadline(round: Round) -> Round:
     """The round with the progress deadline set or cleared (link 6 of the chain)."""
     status = round.status
     phase = status.phase
+    if phase == Phase.WATCHING:
+        return _watch_deadline(round)
     role = status.stable if phase in (Phase.PENDING, Phase.ROLLING_BACK) else status.candidate
-    if phase not in (*ACTIVE, Phase.PENDING) or phase == Phase.WATCHING or role is None or role.desired == 0:
+    if phase not in (*ACTIVE, Phase.PENDING) or role is None or role.desired == 0:
         return round if status.progress_deadline_at is None else round.put(progress_deadline_at=None)
     old = size_before(round, role)
     written = status.weights == round.before.weights
@@ -336,9 +352,22 @@ def _progress_deadline(round: Round) -> Round:
     # Pods that are exchanged one by one each get their time; the way back has one end, unless it is such an exchange.
     rose = role.desired > old and (phase != Phase.ROLLING_BACK or round.spec.workload.elastic)
     lacking = role.ready == 0 or round.seen.route.routed_since is None
-    if rose or (status.progress_deadline_at is None and lacking):
+    deadline = status.progress_deadline_at
+    # What is past and was not held against the candidate begins anew.
+    excused = deadline is not None and round.now >= deadline and phase in FORWARD
+    if rose or excused or (deadline is None and lacking):
         return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
     return round
+
+
+def _watch_deadline(round: Round) -> Round:
+    """The round with the time in which a promoted revision without a ready pod has to have one again. It runs while the
+    previous one could serve in its place: where all pods are gone, going back helps nobody."""
+    stable, previous, deadline = round.status.stable, round.status.previous, round.status.progress_deadline_at
+    could = previous is not None and (round.view(previous).ready > 0 or previous.desired == 0)
+    if round.view(stable).ready or not could:
+        return round.put(progress_deadline_at=None)
+    return round.put(progress_deadline_at=deadline or round.now + round.spec.progress_deadline)
 
 
 def _weight_event(round: Round) -> Round:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..api.conditions import EventReason, Reason
-from ..api.spec import Spec
-from ..api.status import Forecast, Status
-from ..evidence.state import State
-from ..evidence.verdict import Assessment
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Forecast, Status
+from modelrollout.evidence.state import State
+from modelrollout.evidence.verdict import Assessment
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class Observation:
     lost: Mapping[str, str] = field(
         default_factory=dict
     )  # of those, why one that is asked for can't come back
+    refused: bool = False  # the API server refuses a write, and would do so again
     pinned: str | None = None  # the revision that Service `service.name` selects, if it is ours
 
     def of(self, revision: str | None) -> RevisionView:

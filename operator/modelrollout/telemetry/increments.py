@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Literal
 
-from ..evidence.poll import Arm, MetricPoll
-from .samples import NOT_A_NUMBER, RawSeries
-from .sides import SideName, Sides, warm_from
+from modelrollout.evidence.poll import Arm, MetricPoll
+from modelrollout.telemetry.samples import NOT_A_NUMBER, RawSeries
+from modelrollout.telemetry.sides import SideName, Sides, warm_from
 
 DUPLICATE_SERIES = "DuplicateSeries"
 COUNTERS_INCONSISTENT = "CountersInconsistent"
@@ -416,17 +416,17 @@ class _Ledger:
         """Turn counters into bad events; yields what can't be true."""
         bad = _bad_events(shape)
         for at, book in enumerate(self._books):
-            for (side, pod), (total, *parts) in book.items():
-                if total <= 0 and not any(parts):
+            for (side, pod), (counted, *parts) in book.items():
+                total = max(counted, 0.0)  # what is added up from fractions may fall by what was rounded
+                if total == 0 and not any(parts):
                     continue
                 x = bad(total, parts)
                 slack = max(_SCORE_SLACK, 0.01 * total)
                 if isinstance(shape, Score) and not -slack <= x[0] <= total + slack:
                     text = f"values of pod {pod} are outside of [{shape.least:g}, {shape.most:g}]: set min and max of the score"
                     yield Trouble(SCORE_OUT_OF_RANGE, text, self._cuts[at + 1], self._cuts[at + 1])
-                if not isinstance(shape, Ratio):
-                    x = tuple(min(max(value, 0.0), total) for value in x)
-                self._arms[at][side, pod] = Arm(total, x)
+                most = math.inf if isinstance(shape, Ratio) else total
+                self._arms[at][side, pod] = Arm(total, tuple(min(max(value, 0.0), most) for value in x))
 
     def polls(self) -> Iterator[MetricPoll]:
         for arms, partial in zip(self._arms, self._partial, strict=True):

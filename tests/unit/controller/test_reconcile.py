@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Unavailable
 from modelrollout.cluster.kinds import (
+    CONFIG_MAP,
     CONTROLLER_REVISION,
     DEPLOYMENT,
     MODEL_ROLLOUT,
@@ -25,9 +27,21 @@ from modelrollout.cluster.kinds import (
 )
 from modelrollout.cluster.port import Hooks, Write
 from modelrollout.cluster.store import Key
+from modelrollout.controller import judge
 from modelrollout.controller.gates import GateRights
 from modelrollout.controller.memory import UnreadableStatus
-from tests.unit.controller.world import ERRORS, KEY, NAME, NAMESPACE, World, _Meter, deployed, manifest
+from modelrollout.telemetry.servers import ServerSettings
+from tests.unit.controller.world import (
+    ERRORS,
+    KEY,
+    NAME,
+    NAMESPACE,
+    Crash,
+    World,
+    _Meter,
+    deployed,
+    manifest,
+)
 
 GUARDRAIL = {"name": "memory", "guardrail": {"query": "max(memory_bytes)", "max": "10", "failures": 3}}
 
@@ -435,6 +449,97 @@ async def test_breaches_of_a_guardrail_are_counted_over_restarts() -> None:
     assert world.status["history"][0]["reason"] == "GuardrailBreached"
 
 
+@pytest.mark.parametrize("away", [60, 3 * 3600], ids=["a minute", "three hours"])
+async def test_what_a_guardrail_says_at_one_time_is_one_reading(away: int) -> None:
+    """After a long absence several looks follow each other at once, to catch up with the samples."""
+    world = await deployed()
+    world.prometheus.can("memory_bytes", 5)
+    steps = {"canary": {"steps": [{"weight": 50, "duration": "20h"}]}}
+    world.apply("2", strategy=steps, analysis={"metrics": [ERRORS, GUARDRAIL], "deadline": "40h"})
+    await compared(world)
+    for _ in range(away):
+        world._serve(world.now + 1)
+        world.now += 1
+    world.prometheus.can("memory_bytes", 11)
+    world.start()
+    await world.run(25)
+    assert world.phase == "Progressing"
+    await world.run(15)
+    assert world.status["history"][0]["reason"] == "GuardrailBreached"
+
+
+SLOW = {"name": "p99", "guardrail": {"query": "max(p99_seconds)", "max": "1"}}
+
+
+def answers(world: World, *, without: float | None) -> None:
+    """A number as long as the candidate gets requests; `without` any (None: no series at all)."""
+
+    def value(_: float) -> float | None:
+        candidate = (world.status.get("candidate") or {}).get("revision")
+        return 0.5 if world.weights.get(candidate) else without
+
+    world.prometheus.can("p99_seconds", value)
+
+
+@pytest.mark.parametrize("without", [None, math.nan], ids=["no series", "NaN"])
+async def test_a_guardrail_that_needs_requests_holds_nothing_while_there_are_none(
+    without: float | None,
+) -> None:
+    world = await deployed()
+    answers(world, without=without)
+    world.apply("2", analysis={"metrics": [ERRORS, SLOW], "outage": "5m"})
+    await compared(world)
+    assert world.status["weights"]["candidate"] == 10
+    world.server.away = "connection refused"
+    await world.run(600)
+    assert (world.status["parked"], world.status["weights"]["candidate"]) == (True, 0)
+    world.server.away = None
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching", world.status["message"]
+
+
+async def test_a_guardrail_that_is_away_under_requests_is_tried_again_now_and_then() -> None:
+    """Nobody can know at 0 % whether it would be back."""
+    world = await deployed()
+    world.prometheus.can("p99_seconds", lambda _: None)
+    steps = {"canary": {"steps": [{"weight": 50, "duration": "1h"}]}}
+    world.apply("2", strategy=steps, analysis={"metrics": [ERRORS, SLOW], "outage": "5m"})
+    await world.run(900, until=lambda: world.status["weights"].get("candidate") == 50)
+    for _ in range(3):
+        await world.run(270)
+        assert world.status["weights"]["candidate"] == 50
+        await world.run(60, until=lambda: world.status["parked"])
+        await world.run(270)
+        assert (world.status["weights"]["candidate"], world.status["parked"]) == (0, True)
+        await world.run(60, until=lambda: world.status["weights"].get("candidate") == 50)
+    answers(world, without=None)
+    await world.run(7200, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching", world.status["message"]
+
+
+async def test_counts_that_can_not_be_hold_the_rollout_and_no_round_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await deployed()
+    revision = await candidate(world)
+    await compared(world)
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("metric errors: counts must be finite and not negative")
+
+    monkeypatch.setattr(judge, "consume", refuse)
+    await world.run(600)
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("False", "MetricsUnavailable")
+    assert "counts must be finite" in world.status["message"]
+    assert (world.phase, world.status["weights"]["candidate"]) == ("Progressing", 10)
+    world.nodes.unready.add(revision)
+    world.nodes.settle()
+    await world.run(5)
+    assert world.status["weights"]["candidate"] == 0, "S1 holds"
+    assert not world.failures
+
+
 async def test_without_holdback_a_promoted_model_is_held_against_the_past() -> None:
     world = await deployed()
     world.apply("2", watch={"duration": "1h", "holdback": 0})
@@ -468,6 +573,45 @@ async def test_a_rollout_without_requests_says_so_and_writes_no_more_for_it() ->
     before = world.writes()
     await world.run(600)
     assert world.writes() - before <= 10, "how far the samples were read, once a minute"
+
+
+LATE = 22.0  # seconds from a scrape until its samples can be read, where 15 are allowed for
+
+
+async def late_world(monkeypatch: pytest.MonkeyPatch, *, delay: float) -> World:
+    """A rollout, after ten minutes in which all samples were late."""
+    world = World()
+    world.server.settings = ServerSettings("default", "http://prometheus", delay=delay)
+
+    def source(meter: _Meter, pick: Callable[[float, float], float]) -> Callable[[float, float], Any]:
+        return lambda after, until: [
+            (t, pick(n, x)) for t, n, x in meter.samples if after < t <= min(until, world.now - LATE)
+        ]
+
+    monkeypatch.setattr(_Meter, "source", source)
+    world.apply()
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    world.apply("2", strategy={"canary": {"steps": [{"weight": 50, "duration": "1h"}]}})
+    await world.run(600)
+    return world
+
+
+async def test_samples_that_come_too_late_are_not_called_a_lack_of_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await late_world(monkeypatch, delay=0)
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("False", "SamplesLate")
+    assert "raise the delay of this Prometheus server" in told["message"]
+    assert "MetricsUnavailable" not in world.reasons()
+
+
+async def test_with_a_delay_late_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await late_world(monkeypatch, delay=10)
+    assert world.condition("MetricsAvailable")["reason"] == "MetricsAvailable"
+    revision, evidence = world.status["candidate"]["revision"], world.status["evidence"]
+    seen = evidence["metrics"]["errors"]["candidateRequests"]
+    assert seen == world.counted(revision, 0, evidence["consumed"])[0] > 1000
 
 
 async def test_a_watch_with_holdback_raises_no_such_alarm() -> None:
@@ -645,6 +789,57 @@ async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
     await candidate(world)
     await world.run(60)
     assert "exceeded quota" in world.status["message"]
+
+
+@pytest.mark.parametrize("pods", [1, 2], ids=["at the start", "at a larger step"])
+async def test_time_in_which_nobody_asked_for_pods_is_not_the_candidates(pods: int) -> None:
+    """The process dies between the commit and its effect, and no other one comes for longer than progressDeadline."""
+    died: list[str] = []
+
+    async def die(write: Write) -> None:
+        if write.kind == "Deployment" and write.body["spec"]["replicas"] == pods and armed and not died:
+            died.append(write.name)
+            world.now += 660
+            raise Crash
+
+    armed = False
+    world = await deployed(hooks=Hooks(before_write=die))
+    armed = True
+    steps = {"canary": {"steps": [{"weight": 10, "duration": "2m"}, {"weight": 90, "duration": "2m"}]}}
+    world.apply("2", strategy=steps)
+    await world.run(1800, until=lambda: world.phase in ("RolledBack", "Watching"))
+    assert died
+    assert world.phase == "Watching", world.status["message"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Forbidden("deployments.apps is forbidden: exceeded quota", status=403),
+        Unavailable("failed calling webhook", status=500),
+    ],
+    ids=["refused", "not asked for, as a webhook is away"],
+)
+async def test_pods_that_can_not_be_asked_for_have_that_time_only_if_they_are_refused(
+    error: ClusterError,
+) -> None:
+    failing: list[str] = []
+
+    async def fail(write: Write) -> None:
+        if write.kind in failing:
+            raise error
+
+    world = await deployed(hooks=Hooks(before_write=fail))
+    failing.append("Deployment")
+    await candidate(world)
+    await world.run(1500, until=lambda: world.phase == "RolledBack")
+    assert error.message in world.status["message"]
+    if isinstance(error, Forbidden):
+        assert world.status["rejected"]["reason"] == "ProgressDeadlineExceeded"
+        return
+    failing.clear()
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching", world.status["message"]
 
 
 async def test_a_route_that_may_not_be_written_is_told_in_the_message_and_in_the_way_back() -> None:
@@ -873,6 +1068,53 @@ async def test_what_a_rollout_lets_go_of_is_free_once_that_is_committed() -> Non
     world.apply("1", service={"name": "other", "ports": [{"port": 80}]})
     await world.run(10)
     assert conflict(waiting) is None
+
+
+# Tracked configuration
+
+
+SETTINGS: Object = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "settings", "namespace": NAMESPACE},
+    "data": {"threshold": "0.5"},
+}
+
+
+async def settled(world: World, seconds: float) -> None:
+    """Let the news of the watches come, and time pass."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await world.run(seconds)
+
+
+async def test_configuration_that_is_made_anew_costs_neither_the_rollout_nor_the_way_back() -> None:
+    world = World(track_config=True)
+    container = {"name": "model", "image": "m", "envFrom": [{"configMapRef": {"name": "settings"}}]}
+    spec = {
+        "workload": {"replicas": 2, "trackConfig": True, "template": {"spec": {"containers": [container]}}}
+    }
+    world.cluster.seed(SETTINGS)
+    world.apply("1", **spec)
+    await world.run(300, until=lambda: world.phase == "Healthy")
+    world.apply("2", **spec)
+    for phase in ("Progressing", "Watching"):
+        await world.run(3600, until=lambda phase=phase: world.phase == phase)
+        compared = [world.status.get(role) for role in ("candidate", "stable", "previous")]
+        world.cluster.erase(CONFIG_MAP, NAMESPACE, "settings")
+        await settled(world, 20)
+        assert world.condition("Accepted")["reason"] == "ReferenceNotFound"
+        assert "ConfigMap settings" in world.condition("Accepted")["message"]
+        world.cluster.seed(SETTINGS)
+        await settled(world, 20)
+        assert world.condition("Accepted")["status"] == "True"
+        assert world.phase == phase
+        after = [world.status.get(role) for role in ("candidate", "stable", "previous")]
+        assert [(one or {}).get("revision") for one in after] == [
+            (one or {}).get("revision") for one in compared
+        ]
+    await world.run(3600, until=lambda: world.phase == "Healthy")
+    assert [entry["outcome"] for entry in world.status["history"]][:1] == ["Promoted"]
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["held", "not held"])

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from modelrollout.api.status import Status
 from modelrollout.decision.decide import decide
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
-
-from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
 
 OUTLIER = replace(NEUTRAL, assessment=assessment(outlier=True))
 
@@ -30,6 +30,19 @@ class TestWaitsEnd:
         world = World(spec=spec_of(analysis=analysis(deadline="20m"))).healthy().release("2")
         started(world).judge(OUTLIER).until("Paused", limit=1400)
         assert world.condition("Reconciling") == ("True", "Inconclusive")
+
+    @pytest.mark.parametrize("duration", ["20m", "0s"], ids=["as the watch does", "without a watch"])
+    def test_a_promotion_goes_on_after_a_pod_outlier_has_held_it_for_a_while(
+        self, world: World, duration: str
+    ) -> None:
+        world.edit(watch={"duration": duration}).judge(GOOD).until("Promoting")
+        hold = 1200 if duration == "20m" else 600  # progressDeadline at least
+        world.judge(OUTLIER).run(hold - 20)
+        assert (world.status.phase, world.status.weights.candidate) == ("Promoting", 50)
+        assert world.condition("Reconciling") == ("True", "PodOutlier")
+        assert "harm rests on fraud-x alone" in (world.status.message or "")
+        world.run(60)
+        assert world.status.stable and world.status.stable.revision == world.revision
 
     @pytest.mark.parametrize(("verb", "phase"), [("promote", "Promoting"), ("pause", "Paused")])
     def test_people_are_heard_while_a_pod_outlier_holds(self, world: World, verb: str, phase: str) -> None:
@@ -134,6 +147,21 @@ class TestUnstable:
         world.ask("retry").run(5)
         started(world).run(10)
         assert world.status.phase == "Progressing"
+
+    def test_restarts_count_from_what_is_left_once_the_pods_that_had_them_are_gone(
+        self, world: World
+    ) -> None:
+        started(world)
+        world.restarts[world.revision] = 2
+        for _ in range(200):
+            if world.tick(5).status.step.index == 1:
+                break
+        world.restarts[world.revision] = 0
+        world.ask("restart").run(10)
+        assert world.status.step.index == 1
+        world.restarts[world.revision] = 3
+        world.until("RolledBack", limit=100)
+        assert world.status.history[0].reason == "CandidateUnstable"
 
 
 class TestPauses:
@@ -655,6 +683,118 @@ def test_deciding_again_from_what_was_written_changes_nothing(world: World) -> N
     again = decide(world.wish(), world.status, world.seen(), world.judged, now=world.now, timing=TIMING)
     assert again.status == world.status
     assert not again.events
+
+
+class TestALostStatus:
+    """Objects that came without it: made anew after `--cascade=orphan`, or restored."""
+
+    def lost(self, world: World, *, named: str | None = None) -> World:
+        """The status is gone in the middle of a rollout at 50 %; what the route and the pods are stays."""
+        steps = [{"weight": 10, "duration": "10s"}, {"weight": 50, "duration": "1h"}]
+        started(world.edit(strategy={"canary": {"steps": steps}})).run(120)
+        assert world.status.stable and world.status.weights.candidate == 50
+        world.pinned, world.status = world.status.stable.revision, Status()
+        return world if named is None else world.release(named)
+
+    @pytest.mark.parametrize(
+        "elastic", [False, True], ids=["beside a whole baseline", "as pods are exchanged"]
+    )
+    @pytest.mark.parametrize("named", [None, "1", "3"], ids=["the candidate", "the baseline", "a third one"])
+    def test_pods_that_answer_outlast_their_weight(
+        self, world: World, named: str | None, elastic: bool
+    ) -> None:
+        candidate = world.edit(workload=workload(elastic=elastic)).revision
+        world = self.lost(world, named=named)
+        for _ in range(25):
+            world.tick(1)
+            assert len(world.pods[candidate]) == 2
+        world.run(120)
+        assert len(world.pods.get(candidate, ())) == (0 if named else 2)
+
+    def test_pods_stay_as_long_as_the_route_can_not_be_written(self, world: World) -> None:
+        candidate = world.revision
+        world = self.lost(world, named="1")
+        world.route_refused = True
+        world.run(300)
+        assert len(world.pods[candidate]) == 2
+        world.route_refused = False
+        world.run(29)
+        assert len(world.pods[candidate]) == 2
+        world.run(90)
+        assert candidate not in world.pods
+
+    def test_by_pod_ratio_nothing_that_answers_goes_before_the_others_are_ready(self) -> None:
+        world = World(spec=spec_of(traffic={"podRatio": {}})).healthy().release("2")
+        stable = world.status.stable
+        assert stable
+        world = self.lost(world)
+        world.pinned, world.starting = None, 20.0
+        for _ in range(25):
+            world.tick(1)
+            assert len(world.pods[stable.revision]) == 2
+        world.until("Healthy")
+
+
+class TestADeadPromotedRevision:
+    """S1 sends everything to the previous revision in the watch; that is no rest."""
+
+    def watched(self, **changes: Any) -> tuple[World, str, str]:
+        """A watch whose promoted revision has just lost all pods; both revisions."""
+        world = World(spec=spec_of(**changes)).healthy().release("2").judge(GOOD).until("Watching").run(60)
+        assert world.status.previous
+        promoted, previous = world.revision, world.status.previous.revision
+        world.lose(promoted, 4).run(10)
+        return world, promoted, previous
+
+    def test_it_is_not_ready_and_the_message_says_why(self) -> None:
+        world, promoted, _ = self.watched()
+        assert world.status.weights.previous == 100
+        assert world.condition("Ready") == ("False", "StableUnavailable")
+        assert world.condition("Reconciling") == ("True", "StableUnavailable")
+        assert "0 of 4 pods ready" in (world.status.message or "")
+        world.lose(promoted, 0).run(60)
+        assert world.condition("Ready") == ("True", "Watching")
+        world.until("Healthy")
+
+    @pytest.mark.parametrize(
+        "hold", ["nothing", "paused", "outage", "promote", "outlier"], ids=lambda hold: f"{hold} holds it"
+    )
+    def test_it_goes_back_within_the_progress_deadline(self, hold: str) -> None:
+        world, promoted, previous = self.watched()
+        if hold == "paused":
+            world.edit(paused=True)
+        elif hold == "outage":
+            world.judge(Judgement(data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now))
+        elif hold == "promote":
+            world.ask("promote")
+        elif hold == "outlier":
+            world.judge(OUTLIER)
+        world.run(560)
+        assert world.status.phase == "Watching"
+        world.until("RolledBack", limit=120)
+        assert world.status.stable and world.status.stable.revision == previous
+        assert world.status.rejected and world.status.rejected.revision == promoted
+        last = world.status.history[0]
+        assert (last.outcome, last.reason) == ("RolledBackAfterPromotion", "ProgressDeadlineExceeded")
+        assert "0 of 4 pods ready" in (last.message or "")
+
+    def test_without_a_pod_that_stands_by_it_goes_back_too(self) -> None:
+        watch = {"duration": "10m", "holdback": 0, "standby": 0}
+        world, _, previous = self.watched(watch=watch)
+        assert not world.pods.get(previous)
+        world.until("RolledBack", limit=700)
+
+    def test_if_nothing_is_ready_nothing_goes_back_and_the_watch_does_not_end(self) -> None:
+        world, promoted, previous = self.watched()
+        world.lose(previous, 4).run(3600)
+        assert (world.status.phase, world.condition("Ready")) == ("Watching", ("False", "StableUnavailable"))
+        world.lose(promoted, 0).lose(previous, 0).until("Healthy", limit=900)
+        assert world.status.stable and world.status.stable.revision == promoted
+
+    def test_what_was_ready_again_has_its_whole_time_again(self) -> None:
+        world, promoted, _ = self.watched()
+        world.run(500).lose(promoted, 0).run(60).lose(promoted, 4).run(500)
+        assert world.status.phase == "Watching"
 
 
 class TestADeadlineIsForWhatIsWaitedFor:

@@ -317,6 +317,23 @@ def test_a_sum_that_falls_with_the_count_is_a_reset() -> None:
     assert pods(got)[1] == {"c-1": Arm(10, (2,))}
 
 
+@pytest.mark.parametrize("shape", [Ratio(), Score(0, 1), Latency((0.25,))], ids=["ratio", "score", "latency"])
+@pytest.mark.parametrize("falls", ["total", "part"])
+def test_a_counter_that_falls_by_what_was_rounded_stands_still(shape: Shape, falls: str) -> None:
+    above, below = 0.1 + 0.2, 0.3
+    assert below < above
+    times = {95: above, 110: below} if falls == "total" else {95: above, 110: above}
+    less = {95: above, 110: below} if falls == "part" else {95: 0.1, 110: 0.1}
+    got = run([series("c-1", times, le="+Inf")], [series("c-1", less, le="0.25")], shape=shape)
+    assert all(min(arm.n, *arm.x) >= 0 for arm in pods(got)[1].values())
+    assert not got.troubles
+
+
+def test_bad_requests_that_fall_by_what_was_rounded_are_none() -> None:
+    got = run([series("c-1", {95: 10, 110: 14})], [series("c-1", {95: 0.1 + 0.2, 110: 0.3})])
+    assert pods(got)[1] == {"c-1": Arm(4, (0,))}
+
+
 def buckets(pod: str, *, les: Mapping[str, tuple[float, float]]) -> list[RawSeries]:
     return [series(pod, {95: a, 110: b}, le=le) for le, (a, b) in les.items()]
 

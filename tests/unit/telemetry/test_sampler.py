@@ -100,6 +100,19 @@ async def test_nothing_is_asked_before_a_poll_is_complete(
     assert next_poll(T0, PACE, T0 + 3) == T0 + 30
 
 
+async def test_where_samples_are_late_a_poll_is_read_later(
+    server: PrometheusServer, fake: FakePrometheus
+) -> None:
+    late = replace(PACE, delay=20)
+    assert next_poll(T0, late, T0 + 3) == T0 + 50
+    assert (await sample(server, queries(ERRORS), SCOPE, late, since=T0, now=T0 + 49)).data is Data.NONE
+    got = await sample(server, queries(ERRORS), SCOPE, late, since=T0, now=T0 + 50)
+    assert (got.cut, got.data, counts(got, "errors")) == (T0 + 15, Data.OK, [(300, 150)])
+    assert {query.time for query in fake.queries} == {T0 + 15}
+    first = await sample(server, queries(ERRORS), SCOPE, late, since=None, now=T0)
+    assert first.cut == T0 - 35
+
+
 async def test_one_query_of_a_selector_serves_both_sides_and_only_this_namespace(
     server: PrometheusServer, fake: FakePrometheus
 ) -> None:
@@ -294,6 +307,21 @@ async def test_a_guardrail_without_a_reading_holds_but_the_samples_are_used(
     assert got.cut == T0 + 15
     dry = queries(ERRORS, {**MEMORY, "dryRun": True})
     assert (await sample(server, dry, SCOPE, PACE, since=T0, now=T0 + 30)).data is Data.OK
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [("nan", ""), ("empty", ""), ("warnings", "PartialAnswer"), ("503", "PrometheusRefused")],
+)
+async def test_a_guardrail_may_have_nothing_to_say_of_a_candidate_without_requests(
+    server: PrometheusServer, fake: FakePrometheus, mode: str, reason: str
+) -> None:
+    fake.can("max (mem", 42.0)
+    fake.fail(mode, match="max (mem")
+    got = await sample(server, queries(ERRORS, MEMORY), SCOPE, PACE, since=T0, now=T0 + 30, idle=True)
+    assert (got.reason, got.guardrails) == (reason, {"memory": None})
+    assert got.data is (Data.UNAVAILABLE if reason else Data.OK)
+    assert got.notes["memory"], "and yet it is told"
 
 
 async def test_candidates_with_other_buckets_can_not_be_compared(
