@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -46,6 +47,7 @@ def told_of(write: Write) -> str:
     name, said = write.name, ""
     if isinstance(body, list):
         said = json.dumps([op for op in body if op["op"] != "test"], separators=(",", ":"))
+        said = re.sub(r"managedFields/\d+", "managedFields", said)  # in the order of their times
     elif write.kind == "Event":
         name = body["reason"]
     elif write.verb == "replace-status":
