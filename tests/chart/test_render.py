@@ -278,6 +278,7 @@ class TestConfig:
         assert default["bearerTokenFile"] == "/etc/modelrollout/secrets/prometheus/token"
         assert default["caFile"] == "/etc/modelrollout/secrets/prometheus/ca.crt"
         assert default["headers"] == {"X-Scope-OrgID": "ml"}
+        assert default["delay"] == "45s"
         assert (default["namespaceLabel"], default["podLabel"]) == (
             "kubernetes_namespace",
             "kubernetes_pod_name",
@@ -329,6 +330,12 @@ def test_extras_are_made_only_on_request(render: Render, kind: str, values: dict
     assert selector.items() <= _pod(objects)["metadata"]["labels"].items()
 
 
+def test_the_namespace_of_a_metric_is_the_rollouts(render: Render) -> None:
+    """Not the operator's own, by which the alerts of docs/operations.md would mix rollouts of one name."""
+    monitor = _one(render({"podMonitor": {"enabled": True}}), "PodMonitor")
+    assert [endpoint["honorLabels"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [True]
+
+
 def _with_server(**fields: Any) -> dict[str, Any]:
     return {"servers": [{**SERVER, **fields}]}
 
@@ -353,6 +360,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         _with_server(auth={"basic": {"secretName": "s", "key": "k"}}),
         "/servers/0/auth/basic",
     ),
+    "a delay without a unit": (_with_server(delay=45), "/servers/0/delay"),
     "a label that PromQL can't name": (_with_server(podLabel="pod-name"), "/servers/0/podLabel"),
     "a header with a colon": (_with_server(headers={"X-Scope:": "ml"}), "/servers/0/headers"),
     "a server name twice": ({"servers": [SERVER, SERVER]}, 'servers: the name "default" is given twice'),

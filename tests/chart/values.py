@@ -21,6 +21,7 @@ EVERYTHING: dict[str, Any] = {
             "url": "https://thanos.example.com/prometheus",
             "namespaceLabel": "kubernetes_namespace",
             "podLabel": "kubernetes_pod_name",
+            "delay": "45s",
             "headers": {"X-Scope-OrgID": "ml"},
             "auth": TOKEN,
             "ca": {"secretName": "prometheus", "key": "ca.crt"},

@@ -512,7 +512,9 @@ async def test_a_watch_tells_what_becomes_of_what_was_listed_and_of_nothing_else
     second = asyncio.create_task(next_event())
     await asyncio.sleep(0)
     await given.cluster.delete(SERVICE, given.namespace, "one")
-    assert (await second)[0] == "DELETED"
+    what, gone = await second
+    assert what == "DELETED"
+    assert int(version_of(gone)) > int(version_of(obj)), "from there a watch goes on"
 
 
 async def events_of(given: Given) -> list[Object]:

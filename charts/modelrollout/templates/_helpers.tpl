@@ -72,6 +72,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- $_ := set $seen .name true -}}
 {{- $server := dict "name" .name "url" .url "namespaceLabel" (default "namespace" .namespaceLabel) "podLabel" (default "pod" .podLabel) -}}
+{{- with .delay -}}{{- $_ := set $server "delay" . -}}{{- end -}}
 {{- with .headers -}}{{- $_ := set $server "headers" . -}}{{- end -}}
 {{- with .ca -}}{{- $_ := set $server "caFile" (include "modelrollout.secretFile" .) -}}{{- end -}}
 {{- $auth := default dict .auth -}}

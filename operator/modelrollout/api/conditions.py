@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Self
 
-from .status import Condition
+from modelrollout.api.status import Condition
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
@@ -138,7 +138,6 @@ class Reason(_Documented):
     ROLLED_BACK_AFTER_PROMOTION = "RolledBackAfterPromotion", "Harm was proven in the watch."
     FIRST_DEPLOYMENT = "FirstDeployment", "There was nothing to compare with."
     STABLE_UNAVAILABLE = "StableUnavailable", "What is to serve has no ready pod, so what is ready serves."
-    WATCH_COMPLETED = "WatchCompleted", "The watch is over; the old revision is gone."
     WATCH_ALARM = "WatchAlarm", "A before-and-after comparison raised an alarm in the watch."
 
     # MetricsAvailable
@@ -150,6 +149,7 @@ class Reason(_Documented):
     )
     NOT_SCRAPED = "NotScraped", "Ready pods are not scraped by Prometheus."
     NO_TRAFFIC = "NoTraffic", "The pods are scraped, and no requests arrive."
+    SAMPLES_LATE = "SamplesLate", "Samples can be read only after their poll is over, so they do not count."
     DUPLICATE_SERIES = "DuplicateSeries", "A pod has the same series twice; the selector must pick one."
     COUNTERS_INCONSISTENT = "CountersInconsistent", "A counter fell without a restart of its container."
     CLOCK_BEHIND = (

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any, get_args
 
-from .rules import NAME_CEL, NAME_MESSAGE, rules_of
-from .spec import GROUP, KIND, LIST_KEYS, PLURAL, UNION_MEMBERS, VERSION, Spec
-from .status import Status
-from .types import JsonObject, Model
+from modelrollout.api.rules import NAME_CEL, NAME_MESSAGE, rules_of
+from modelrollout.api.spec import GROUP, KIND, LIST_KEYS, PLURAL, UNION_MEMBERS, VERSION, Spec
+from modelrollout.api.status import Status
+from modelrollout.api.types import JsonObject, Model
 
 IN_MEMORY = "x-in-memory-default"
 """Private key: the default of a field inside a union, which the CRD may only mention. `crd` turns it into a sentence."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from .crd import crd, lint, root_schema
-from .reference import reference
+from modelrollout.api.crd import crd, lint, root_schema
+from modelrollout.api.reference import reference
 
 COMMAND = "python -m modelrollout.api.generate"
 CRD_FILE = Path("crds/modelrollouts.yaml")

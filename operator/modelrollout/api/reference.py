@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .conditions import ConditionType, EventReason, Reason
-from .crd import IN_MEMORY, model_schema
-from .requests import VERBS
-from .rules import RULES
-from .spec import API_VERSION, DEFAULT_MARGINS, KIND, Spec
-from .status import Status
-from .types import DECIMAL_PATTERN, DURATION_PATTERN
+from modelrollout.api.conditions import ConditionType, EventReason, Reason
+from modelrollout.api.crd import IN_MEMORY, model_schema
+from modelrollout.api.requests import VERBS
+from modelrollout.api.rules import RULES
+from modelrollout.api.spec import API_VERSION, DEFAULT_MARGINS, KIND, Spec
+from modelrollout.api.status import Status
+from modelrollout.api.types import DECIMAL_PATTERN, DURATION_PATTERN
 
 _HEAD = f"""# API reference: {KIND}, {API_VERSION}
 

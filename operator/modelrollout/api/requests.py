@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from .spec import GROUP
-from .status import RequestsStatus
+from modelrollout.api.spec import GROUP
+from modelrollout.api.status import RequestsStatus
 
 Verb = Literal["abort", "pause", "resume", "approve", "promote", "retry", "undo", "restart"]
 VERBS: tuple[Verb, ...] = get_args(Verb)

@@ -11,8 +11,8 @@ import hashlib
 import json
 from typing import Any
 
-from .spec import ServicePort, Spec
-from .types import JsonObject
+from modelrollout.api.spec import ServicePort, Spec
+from modelrollout.api.types import JsonObject
 
 _FORMAT = "modelrollout.dev/revision/v1"
 _LENGTH = 10

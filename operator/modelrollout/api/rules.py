@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
-from .spec import (
+from modelrollout.api.spec import (
     UNION_MEMBERS,
     AbTest,
     Analysis,
@@ -45,7 +45,7 @@ from .spec import (
     Webhook,
     Workload,
 )
-from .types import Model, format_duration
+from modelrollout.api.types import Model, format_duration
 
 M = TypeVar("M", bound=Model)
 
@@ -254,6 +254,12 @@ def _on_copies(spec: Spec) -> bool:
     """Whether a decision rests on copies of requests alone."""
     blue_green = spec.strategy.blue_green
     return spec.strategy.shadow is not None or (blue_green is not None and blue_green.mirror > 0)
+
+
+def _requests_are_counted(spec: Spec) -> bool:
+    rolling = spec.strategy.rolling
+    wanted = any(step.min_requests for step in spec.strategy.steps) or (rolling and rolling.min_requests)
+    return not wanted or any(metric.guardrail is None for metric in spec.analysis.metrics)
 
 
 def _judged_on_copies(spec: Spec) -> bool:
@@ -651,6 +657,18 @@ RULES: tuple[Rule[Any], ...] = (
             "(has(m.ratio) || has(m.latency)) && !(has(m.dryRun) && m.dryRun)))"
         ),
         _judged_on_copies,
+    ),
+    Rule(
+        Spec,
+        "strategy",
+        "strategy: minRequests is counted by a metric, and a guardrail counts nothing: add a ratio, score or latency metric to "
+        "analysis.metrics (dryRun: true is enough), or remove minRequests",
+        _of_strategies(
+            f"!({_some_step('has(s.minRequests) && s.minRequests > 0')} || "
+            f"({_present('strategy.rolling.minRequests')} && self.strategy.rolling.minRequests > 0)) || "
+            "(has(self.analysis) && has(self.analysis.metrics) && self.analysis.metrics.exists(m, !has(m.guardrail)))"
+        ),
+        _requests_are_counted,
     ),
     Rule(
         Spec,

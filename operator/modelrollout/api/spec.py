@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from .types import Bool, DecimalString, Duration, JsonObject, Model, Percent
+from modelrollout.api.types import Bool, DecimalString, Duration, JsonObject, Model, Percent
 
 GROUP = "modelrollout.dev"
 VERSION = "v1alpha1"
@@ -1038,11 +1038,14 @@ LIST_KEYS: dict[tuple[type[Model], str], str] = {
     (Service, "ports"): "name",
     (RouteMatch, "headers"): "name",
     (RequestMatch, "headers"): "name",
-    (RequestMatch, "queryParams"): "name",
+    (RequestMatch, "query_params"): "name",
+    (HeaderModifier, "set"): "name",
+    (HeaderModifier, "add"): "name",
+    (HeaderModifier, "remove"): "",
     (Analysis, "metrics"): "name",
     (GatewayAPI, "hostnames"): "",
     (Step, "gates"): "name",
     (Gates, "start"): "name",
     (Gates, "promotion"): "name",
 }
-"""Lists whose items differ by this field, or (empty) are all different: `x-kubernetes-list-type` map and set."""
+"""Lists, by attribute, whose items differ by this field, or (empty) are all different: `x-kubernetes-list-type` map and set."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field
 
-from .spec import RequestMatch, Stickiness
-from .types import Duration, Model, Time
+from modelrollout.api.spec import RequestMatch, Stickiness
+from modelrollout.api.types import Duration, Model, Time
 
 
 class Phase(StrEnum):

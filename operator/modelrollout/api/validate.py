@@ -14,9 +14,9 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from .rules import NAME_LENGTH, NAME_MESSAGE, NAME_PATTERN, rules_of
-from .spec import LIST_KEYS, Spec
-from .types import Model
+from modelrollout.api.rules import NAME_LENGTH, NAME_MESSAGE, NAME_PATTERN, rules_of
+from modelrollout.api.spec import LIST_KEYS, Spec
+from modelrollout.api.types import Model
 
 _NAME = re.compile(NAME_PATTERN)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .judge import judge
-from .run import run
+from modelrollout.cli.judge import judge
+from modelrollout.cli.run import run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

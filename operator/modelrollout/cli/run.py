@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..controller.settings import Settings
+    from modelrollout.controller.settings import Settings
 
 
 @click.command()
@@ -44,7 +44,7 @@ def run(*, verbose: bool, **options: Any) -> None:
     """Run the operator."""
     import asyncio
 
-    from ..controller.operator import run as run_operator
+    from modelrollout.controller.operator import run as run_operator
 
     _log_to_stderr(verbose)
     try:
@@ -69,9 +69,9 @@ def _settings(
     **others: Any,
 ) -> Settings:
     """The settings that the options say; `others` have the same name and type there. Raises ValueError with a sentence."""
-    from ..controller.settings import Settings, parse_listen, parse_server, read_config
-    from ..controller.webhook import parse_beginning
-    from ..decision.types import Timing
+    from modelrollout.controller.settings import Settings, parse_listen, parse_server, read_config
+    from modelrollout.controller.webhook import parse_beginning
+    from modelrollout.decision.types import Timing
 
     known, timing = read_config(config) if config else ({}, Timing())
     host, port = parse_listen(listen)

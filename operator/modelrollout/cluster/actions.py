@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from .errors import AlreadyExists, Conflict
-from .kinds import ROLLOUT_LABEL, Kind, Object, kind_of, name_of
-from .port import Cluster
+from modelrollout.cluster.errors import AlreadyExists, Conflict
+from modelrollout.cluster.kinds import ROLLOUT_LABEL, Kind, Object, kind_of, name_of
+from modelrollout.cluster.port import Cluster
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ from modelrollout.cluster.port import FIELD_MANAGER, EventType, Hooks, Propagati
 
 REQUEST_SECONDS = 10.0
 LIST_SECONDS = 30.0
-WATCH_SECONDS = 300  # the server ends a watch after this long
+WATCH_SECONDS = 300  # the server ends a watch after this long, or up to twice that: not all at once
 SILENT_SECONDS = 90.0  # a watch that tells nothing for so long is dead: there is a bookmark every minute
 PAGE = 500
 MAX_PAGES = 10_000
@@ -199,15 +200,16 @@ class KubernetesCluster:
         name: str | None = None,
         resource_version: str,
     ) -> AsyncIterator[tuple[str, Object]]:
+        seconds = round(WATCH_SECONDS * (1 + random.random()))
         query = _selection(label_selector, name) | {
             "watch": "true",
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(WATCH_SECONDS),
+            "timeoutSeconds": str(seconds),
             "resourceVersion": resource_version,
         }
         named, status, began = f"watch {kind.kind} {namespace}/{name or '*'}", 0, time.monotonic()
         limit = aiohttp.ClientTimeout(
-            total=WATCH_SECONDS + 30, connect=self._request_seconds, sock_read=SILENT_SECONDS
+            total=seconds + 30, connect=self._request_seconds, sock_read=SILENT_SECONDS
         )
         response: Any = None
         try:

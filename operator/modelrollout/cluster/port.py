@@ -84,8 +84,8 @@ class Cluster(Protocol):
         name: str | None = None,
         resource_version: str,
     ) -> AsyncIterator[tuple[str, Object]]:
-        """Changes after a state that was listed, as (ADDED | MODIFIED | DELETED | BOOKMARK, object). Ends after some
-        minutes; raises Unavailable when the state is too old, or the connection broke: then list anew."""
+        """Changes after a state, as (ADDED | MODIFIED | DELETED | BOOKMARK, object), whose resourceVersion is the next state.
+        Ends after some minutes; raises Unavailable when the state is too old, or the connection broke: then list anew."""
 
     async def apply(
         self,

@@ -15,16 +15,20 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from .errors import ClusterError, Forbidden, KindNotServed, Unavailable
-from .kinds import CONFIG_MAP, ROLLOUT_LABEL, SECRET, Kind, Object
-from .port import Cluster
-from .store import Key, Ref, Store, ref_of
+from modelrollout.cluster.errors import ClusterError, Forbidden, KindNotServed, Unavailable
+from modelrollout.cluster.kinds import CONFIG_MAP, INFERENCE_POOL, ROLLOUT_LABEL, SECRET, Kind, Object
+from modelrollout.cluster.port import Cluster
+from modelrollout.cluster.store import Key, Ref, Store, ref_of
 
 _log = logging.getLogger(__name__)
 
 LISTED_WITHIN = 10.0  # seconds that a round waits for the first listing
 LEAST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two listings of one interest
+WATCHES = 8  # that go on from one listing, for about an hour: after a restore from a backup a watch says nothing for long
 UNSERVED_PAUSE = 10.0  # the same, of a kind that the API server does not have: its CRD may be installed
+_NEVER_OURS = frozenset(
+    {CONFIG_MAP.kind, SECRET.kind, INFERENCE_POOL.kind}
+)  # Kopf brings none, whatever the labels
 DATA_HASH = "dataHash"
 """Field of a ConfigMap or Secret in the store, in place of its content."""
 
@@ -151,11 +155,14 @@ class References:
                 self._drop(watch, ref)
 
     async def _follow(self, interest: Interest, watch: _Watch) -> None:
-        pause = LEAST_PAUSE
+        pause, version, watches = LEAST_PAUSE, "", 0
         while True:
+            before, watches = watches, 0  # whatever fails begins with a listing again
             try:
-                await self._list_and_watch(interest, watch)
-                pause = LEAST_PAUSE
+                if before % WATCHES == 0:
+                    version = await self._list(interest, watch)
+                version = await self._watch(interest, watch, version)
+                pause, watches = LEAST_PAUSE, before + 1
             except KindNotServed:
                 self._unserved.add(interest.kind.kind)
                 self._replace(watch, [])
@@ -173,24 +180,36 @@ class References:
                 pause = LONGEST_PAUSE
             await asyncio.sleep(pause)
 
-    async def _list_and_watch(self, interest: Interest, watch: _Watch) -> None:
-        kind, namespace = interest.kind, interest.namespace
-        items, version = await self._cluster.list(kind, namespace, interest.selector, name=interest.name)
+    async def _list(self, interest: Interest, watch: _Watch) -> str:
+        """Take what there is; the resourceVersion of that state."""
+        items, version = await self._cluster.list(
+            interest.kind, interest.namespace, interest.selector, name=interest.name
+        )
         appeared = interest.kind.kind in self._unserved
         self._unserved.discard(interest.kind.kind)
         self._replace(watch, items)
         if appeared:
             self._tell(watch)
+        return version
+
+    async def _watch(self, interest: Interest, watch: _Watch, version: str) -> str:
+        """Take what changes after a state; the resourceVersion of the one at which the server ended the watch."""
         events = self._cluster.watch(
-            kind, namespace, label_selector=interest.selector, name=interest.name, resource_version=version
+            interest.kind,
+            interest.namespace,
+            label_selector=interest.selector,
+            name=interest.name,
+            resource_version=version,
         )
         async for what, obj in events:
+            version = str(obj["metadata"]["resourceVersion"])
             if what == "DELETED":
                 self._drop(watch, ref_of(obj))
                 self._tell(watch)
             elif what != "BOOKMARK":
                 self._take(watch, obj)
                 self._tell(watch)
+        return version
 
     def _replace(self, watch: _Watch, items: Collection[Object]) -> None:
         """Make what is known of an interest what a LIST says."""
@@ -210,7 +229,7 @@ class References:
         metadata = obj["metadata"]
         identity = {key: obj[key] for key in ("apiVersion", "kind")}
         kept = {key: metadata[key] for key in ("name", "namespace", "uid", "resourceVersion")}
-        ours = ROLLOUT_LABEL in (metadata.get("labels") or {})
+        ours = obj["kind"] not in _NEVER_OURS and ROLLOUT_LABEL in (metadata.get("labels") or {})
         watch.known[ref_of(obj)] = identity | {
             "metadata": kept | {"labels": {ROLLOUT_LABEL: ""} if ours else {}}
         }

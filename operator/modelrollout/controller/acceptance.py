@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
-from ..api.conditions import ConditionType, Reason
-from ..api.spec import Gate, Spec
-from ..api.status import Status
-from ..cluster.errors import Forbidden, Invalid, KindNotServed, Unavailable
-from ..cluster.kinds import (
+from modelrollout.api.conditions import ConditionType, Reason
+from modelrollout.api.spec import Gate, Spec
+from modelrollout.api.status import Status
+from modelrollout.cluster.errors import Forbidden, Invalid, KindNotServed, Unavailable
+from modelrollout.cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     HORIZONTAL_POD_AUTOSCALER,
@@ -19,11 +19,13 @@ from ..cluster.kinds import (
     Kind,
     Object,
 )
-from ..cluster.port import Cluster
-from ..cluster.store import Key, Store
-from ..planning.steps import gates_by_id
-from ..traffic import router_of
-from ..workloads import (
+from modelrollout.cluster.port import Cluster
+from modelrollout.cluster.store import Key, Store
+from modelrollout.controller.gates import GateRights
+from modelrollout.controller.memory import Checked, Memory
+from modelrollout.planning.steps import gates_by_id
+from modelrollout.traffic import router_of
+from modelrollout.workloads import (
     Children,
     Claims,
     Problem,
@@ -34,10 +36,8 @@ from ..workloads import (
     selector_overlap,
     template_labels,
 )
-from ..workloads.children import child_name, name_in
-from ..workloads.gates import gate_job
-from .gates import GateRights
-from .memory import Checked, Memory
+from modelrollout.workloads.children import child_name, name_in
+from modelrollout.workloads.gates import gate_job
 
 RECHECK = 60.0  # seconds after which an obstacle in the cluster is looked at again
 ASK_AGAIN = 15.0  # the same, if there was no answer

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..evidence.metric import MetricState
-from ..evidence.plan import MetricTest, Plan, fingerprint
-from ..evidence.poll import Poll
-from ..evidence.state import State
-from ..evidence.watch import Watch, alarmed, begin_watch, grow_watch
+from modelrollout.evidence.metric import MetricState
+from modelrollout.evidence.plan import MetricTest, Plan, fingerprint
+from modelrollout.evidence.poll import Poll
+from modelrollout.evidence.state import State
+from modelrollout.evidence.watch import Watch, alarmed, begin_watch, grow_watch
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,19 +16,21 @@ from typing import Any
 
 import aiohttp
 
-from ..api.conditions import Reason
-from ..api.spec import Gate, SecretKey, Spec, Webhook
-from ..api.status import GateStatus, RevisionStatus, Status
-from ..cluster.errors import ClusterError, Forbidden
-from ..cluster.kinds import POD, SECRET, Object
-from ..cluster.pods import Pod
-from ..cluster.port import Cluster
-from ..cluster.store import Key
-from ..decision.types import GateReading
-from ..planning.steps import gates_by_id
-from ..workloads import Children, Problem
-from ..workloads.children import name_in
-from ..workloads.gates import (
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import Gate, SecretKey, Spec, Webhook
+from modelrollout.api.status import GateStatus, RevisionStatus, Status
+from modelrollout.cluster.errors import ClusterError, Forbidden
+from modelrollout.cluster.kinds import POD, SECRET, Object
+from modelrollout.cluster.pods import Pod
+from modelrollout.cluster.port import Cluster
+from modelrollout.cluster.store import Key
+from modelrollout.controller.memory import Asking, Memory
+from modelrollout.controller.webhook import allowed, headers_of, post
+from modelrollout.decision.types import GateReading
+from modelrollout.planning.steps import gates_by_id
+from modelrollout.workloads import Children, Problem
+from modelrollout.workloads.children import name_in
+from modelrollout.workloads.gates import (
     JOB_NAME_LABEL,
     asking_gate,
     idempotency_key,
@@ -37,9 +39,7 @@ from ..workloads.gates import (
     read_job,
     service_of,
 )
-from ..workloads.observation import waiting_of
-from .memory import Asking, Memory
-from .webhook import allowed, headers_of, post
+from modelrollout.workloads.observation import waiting_of
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import kopf
 
-from ..cluster.kinds import (
+from modelrollout.cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     ENDPOINT_SLICE,
@@ -26,7 +26,7 @@ from ..cluster.kinds import (
     Kind,
     Object,
 )
-from .settings import Settings
+from modelrollout.controller.settings import Settings
 
 CHILDREN: tuple[Kind, ...] = (
     CONTROLLER_REVISION,

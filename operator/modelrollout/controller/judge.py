@@ -14,32 +14,32 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ..api.conditions import Reason
-from ..api.spec import Metric, Spec
-from ..api.status import Phase, RevisionStatus, Status, compared_share
-from ..cluster.kinds import Object
-from ..cluster.store import Key
-from ..decision.explain import pod_doubt
-from ..decision.types import Data, GuardrailReading, Judgement
-from ..evidence import split as splits
-from ..evidence.cuts import choose_cuts
-from ..evidence.engine import assess, begin, consume, raise_weight
-from ..evidence.phi import estimate
-from ..evidence.plan import Margin, MetricTest, Plan
-from ..evidence.poll import Arm, Poll
-from ..evidence.state import State
-from ..evidence.verdict import Assessment
-from ..planning.preview import Past, preview
-from ..telemetry.history import History, PastPoll, read_history
-from ..telemetry.queries import Queries, build_queries, check_queries
-from ..telemetry.sampler import HEARSAY, Pace, Sample, Scope, next_poll, sample
-from ..telemetry.servers import Server, ServerSettings
-from ..telemetry.sides import Pod, Side, Sides
-from ..workloads import Children, Problem
-from ..workloads.children import child_name
-from .alarm import Alarm, grow_alarms, raised
-from .memory import Answer, Look, Memory
-from .record import COMPARED, read_evidence
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import Metric, Spec
+from modelrollout.api.status import Phase, RevisionStatus, Status, compared_share
+from modelrollout.cluster.kinds import Object
+from modelrollout.cluster.store import Key
+from modelrollout.controller.alarm import Alarm, grow_alarms, raised
+from modelrollout.controller.memory import Answer, Look, Memory
+from modelrollout.controller.record import COMPARED, read_evidence
+from modelrollout.decision.explain import pod_doubt
+from modelrollout.decision.types import Data, GuardrailReading, Judgement
+from modelrollout.evidence import split as splits
+from modelrollout.evidence.cuts import choose_cuts
+from modelrollout.evidence.engine import assess, begin, consume, raise_weight
+from modelrollout.evidence.phi import estimate
+from modelrollout.evidence.plan import Margin, MetricTest, Plan
+from modelrollout.evidence.poll import Arm, Poll
+from modelrollout.evidence.state import State
+from modelrollout.evidence.verdict import Assessment
+from modelrollout.planning.preview import Past, preview
+from modelrollout.telemetry.history import History, PastPoll, read_history
+from modelrollout.telemetry.queries import Queries, build_queries, check_queries
+from modelrollout.telemetry.sampler import HEARSAY, Pace, Sample, Scope, next_poll, sample
+from modelrollout.telemetry.servers import Server, ServerSettings
+from modelrollout.telemetry.sides import Pod, Side, Sides
+from modelrollout.workloads import Children, Problem
+from modelrollout.workloads.children import child_name
 
 PATIENCE = (
     0.05  # seconds that a round waits for the look that it begins: most answers come sooner, and save a round
@@ -337,7 +337,7 @@ def _case(
         matched=status.weights.matched,
         sticky=status.trying is not None and status.trying.stickiness is not None,
         scope=Scope(metadata["namespace"], metadata["name"], candidate.revision, sides),
-        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup),
+        pace=Pace(analysis.interval, analysis.scrape_interval, analysis.warmup, server.settings.delay),
         server=server,
         now=now,
     )

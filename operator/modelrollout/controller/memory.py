@@ -10,18 +10,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..api.spec import Spec
-from ..cluster.pods import Pod
-from ..cluster.store import Key
-from ..decision.types import GateReading, Judgement
-from ..evidence.plan import Plan
-from ..evidence.split import Split
-from ..evidence.state import State
-from ..telemetry.history import History
-from ..telemetry.sampler import Sample
-from ..telemetry.sides import Sides
-from ..workloads import Problem
-from .alarm import Alarm
+from modelrollout.api.spec import Spec
+from modelrollout.cluster.pods import Pod
+from modelrollout.cluster.store import Key
+from modelrollout.controller.alarm import Alarm
+from modelrollout.decision.types import GateReading, Judgement
+from modelrollout.evidence.plan import Plan
+from modelrollout.evidence.split import Split
+from modelrollout.evidence.state import State
+from modelrollout.telemetry.history import History
+from modelrollout.telemetry.sampler import Sample
+from modelrollout.telemetry.sides import Sides
+from modelrollout.workloads import Problem
 
 CONTESTED = 3  # reverts of the route …
 WITHIN = 300.0  # … within these seconds mean that somebody else owns it

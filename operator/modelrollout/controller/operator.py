@@ -18,9 +18,9 @@ from typing import Any
 
 import kopf
 
-from ..api.conditions import EventReason
-from ..cluster.client import KubernetesCluster, load_credentials
-from ..cluster.errors import (
+from modelrollout.api.conditions import EventReason
+from modelrollout.cluster.client import KubernetesCluster, load_credentials
+from modelrollout.cluster.errors import (
     ClusterError,
     Conflict,
     Forbidden,
@@ -29,23 +29,23 @@ from ..cluster.errors import (
     NotFound,
     Unavailable,
 )
-from ..cluster.kinds import LEASE, MODEL_ROLLOUT, Kind, Object
-from ..cluster.lease import LeaderElection
-from ..cluster.port import Cluster, Hooks, Request, Write
-from ..cluster.queue import QueueShutDown, WorkQueue
-from ..cluster.references import References
-from ..cluster.store import Key, Store
-from ..telemetry.servers import PrometheusServer, new_pool
-from .acceptance import Acceptance
-from .gates import GateRights, Gates
-from .handlers import make_registry, make_settings, selector_of, watched
-from .health import CHECK_SECONDS, HealthServer, check_queue, check_watch
-from .judge import Judge, query_problem
-from .memory import UnreadableStatus
-from .metrics import Metrics
-from .reconcile import Reconciler, Surroundings
-from .settings import Settings
-from .sources import Sources
+from modelrollout.cluster.kinds import LEASE, MODEL_ROLLOUT, Kind, Object
+from modelrollout.cluster.lease import LeaderElection
+from modelrollout.cluster.port import Cluster, Hooks, Request, Write
+from modelrollout.cluster.queue import QueueShutDown, WorkQueue
+from modelrollout.cluster.references import References
+from modelrollout.cluster.store import Key, Store
+from modelrollout.controller.acceptance import Acceptance
+from modelrollout.controller.gates import GateRights, Gates
+from modelrollout.controller.handlers import make_registry, make_settings, selector_of, watched
+from modelrollout.controller.health import CHECK_SECONDS, HealthServer, check_queue, check_watch
+from modelrollout.controller.judge import Judge, query_problem
+from modelrollout.controller.memory import UnreadableStatus
+from modelrollout.controller.metrics import Metrics
+from modelrollout.controller.reconcile import Reconciler, Surroundings
+from modelrollout.controller.settings import Settings
+from modelrollout.controller.sources import Sources
+from modelrollout.telemetry.servers import PrometheusServer, new_pool
 
 _log = logging.getLogger(__name__)
 

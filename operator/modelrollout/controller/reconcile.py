@@ -14,31 +14,39 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..api.conditions import EventReason, Reason
-from ..api.spec import Spec
-from ..api.status import Status
-from ..api.validate import parse
-from ..cluster.actions import Action, Apply, Done, JsonPatch, NameTaken, execute
-from ..cluster.errors import ClusterError, Conflict, Forbidden, Invalid
-from ..cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, ROUTES, Object
-from ..cluster.port import Cluster
-from ..cluster.store import Key, Ref, Store
-from ..decision.decide import decide
-from ..decision.types import Decision, Event, Judgement, Observation, RouteView, Timing, Wish
-from ..traffic import borrows, restorations, route_actions, router_of
-from ..workloads import Children, Problem, gate_actions, observe, pinned, referred, workload_actions
-from ..workloads.children import revision_of
-from ..workloads.own_services import lost_revisions
-from ..workloads.takeover import may_scale_down, scale_down, scaled_up_again
-from .acceptance import Acceptance
-from .commit import worth_committing
-from .gates import Gates
-from .judge import Judge
-from .memory import Memories, Memory, Parsed, UnreadableStatus
-from .metrics import Metrics
-from .record import write_evidence
-from .release import hold_actions, release
-from .sources import Source, Sources
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Status
+from modelrollout.api.validate import parse
+from modelrollout.cluster.actions import Action, Apply, Done, JsonPatch, NameTaken, execute
+from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Invalid
+from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, ROUTES, Object
+from modelrollout.cluster.port import Cluster
+from modelrollout.cluster.store import Key, Ref, Store
+from modelrollout.controller.acceptance import Acceptance
+from modelrollout.controller.commit import worth_committing
+from modelrollout.controller.gates import Gates
+from modelrollout.controller.judge import Judge
+from modelrollout.controller.memory import Memories, Memory, Parsed, UnreadableStatus
+from modelrollout.controller.metrics import Metrics
+from modelrollout.controller.record import write_evidence
+from modelrollout.controller.release import hold_actions, release
+from modelrollout.controller.sources import Source, Sources
+from modelrollout.decision.decide import decide
+from modelrollout.decision.types import Decision, Event, Judgement, Observation, RouteView, Timing, Wish
+from modelrollout.traffic import borrows, restorations, route_actions, router_of
+from modelrollout.workloads import (
+    Children,
+    Problem,
+    gate_actions,
+    observe,
+    pinned,
+    referred,
+    workload_actions,
+)
+from modelrollout.workloads.children import revision_of
+from modelrollout.workloads.own_services import lost_revisions
+from modelrollout.workloads.takeover import may_scale_down, scale_down, scaled_up_again
 
 _log = logging.getLogger(__name__)
 

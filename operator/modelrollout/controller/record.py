@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..api.status import Phase, Status
-from ..evidence.state import State, dump, load
-from .alarm import dump_alarms, load_alarms
-from .memory import Memory
+from modelrollout.api.status import Phase, Status
+from modelrollout.controller.alarm import dump_alarms, load_alarms
+from modelrollout.controller.memory import Memory
+from modelrollout.evidence.state import State, dump, load
 
 COMPARED = (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.WATCHING)
 """Phases in which two revisions are compared; in the others there is no evidence."""

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from ..api.conditions import EventReason
-from ..api.spec import GROUP, Spec
-from ..cluster.actions import Action, Done, execute, patch_seen
-from ..cluster.errors import ClusterError, Forbidden, Invalid, NotFound
-from ..cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, Object
-from ..cluster.port import Cluster
-from ..cluster.times import seconds_of
-from ..traffic import borrows, restorations
-from ..workloads import Children
-from ..workloads.takeover import forget, ready_again, restore, scaled_from, wants_scale_down
+from modelrollout.api.conditions import EventReason
+from modelrollout.api.spec import GROUP, Spec
+from modelrollout.cluster.actions import Action, Done, execute, patch_seen
+from modelrollout.cluster.errors import ClusterError, Forbidden, Invalid, NotFound
+from modelrollout.cluster.kinds import DEPLOYMENT, MODEL_ROLLOUT, Object
+from modelrollout.cluster.port import Cluster
+from modelrollout.cluster.times import seconds_of
+from modelrollout.traffic import borrows, restorations
+from modelrollout.workloads import Children
+from modelrollout.workloads.takeover import forget, ready_again, restore, scaled_from, wants_scale_down
 
 FINALIZER = f"{GROUP}/restore"
 _ALL = (FINALIZER, f"{GROUP}/restore-deployment")  # former versions had one more, for Deployments

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from ..api.types import parse_duration
-from ..decision.types import Timing
-from ..telemetry.servers import ServerSettings, read_settings
+from modelrollout.api.types import parse_duration
+from modelrollout.decision.types import Timing
+from modelrollout.telemetry.servers import ServerSettings, read_settings
 
 _TIMING = {
     "raiseAfter": "raise_after",

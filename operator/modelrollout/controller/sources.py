@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..api.conditions import Reason
-from ..api.revision import hash_revision
-from ..api.spec import ModelSource, Spec
-from ..api.status import Status
-from ..cluster.errors import ClusterError, Forbidden, Unavailable
-from ..cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
-from ..cluster.pods import Pod
-from ..cluster.references import References
-from ..cluster.store import Key, Store
-from ..workloads import Children, Problem
-from ..workloads.backends import picker_of
-from ..workloads.children import child_name, name_in, pod_names
-from ..workloads.own_services import (
+from modelrollout.api.conditions import Reason
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.spec import ModelSource, Spec
+from modelrollout.api.status import Status
+from modelrollout.cluster.errors import ClusterError, Forbidden, Unavailable
+from modelrollout.cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
+from modelrollout.cluster.pods import Pod
+from modelrollout.cluster.references import References
+from modelrollout.cluster.store import Key, Store
+from modelrollout.workloads import Children, Problem
+from modelrollout.workloads.backends import picker_of
+from modelrollout.workloads.children import child_name, name_in, pod_names
+from modelrollout.workloads.own_services import (
     bind,
     first_pinned,
     named_revision,
@@ -27,7 +27,7 @@ from ..workloads.own_services import (
     undone_services,
     with_capacity,
 )
-from ..workloads.source import backing, filled_in, interests, pool_members
+from modelrollout.workloads.source import backing, filled_in, interests, pool_members
 
 _DEPTH = 4  # a Deployment names ConfigMaps, a Service selects pods: what is found may name more
 

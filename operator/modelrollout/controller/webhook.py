@@ -15,8 +15,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import aiohttp
 from yarl import URL
 
-from ..decision.types import GateReading
-from ..workloads.gates import first_line
+from modelrollout.decision.types import GateReading
+from modelrollout.workloads.gates import first_line
 
 ANY = "*"
 TIMESTAMP_HEADER = "X-Modelrollout-Timestamp"

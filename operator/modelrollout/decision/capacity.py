@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..api.conditions import EventReason
-from ..api.status import Phase, RevisionStatus, Status, Weights
-from ..evidence.engine import raise_weight
-from .round import Round
+from modelrollout.api.conditions import EventReason
+from modelrollout.api.status import Phase, RevisionStatus, Status, Weights
+from modelrollout.decision.round import Round
+from modelrollout.evidence.engine import raise_weight
 
 # How it is told that pods find no room: by the scheduler, or by a quota when they are created.
 _NO_ROOM = ("Unschedulable", "FailedCreate")

@@ -10,16 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..api.conditions import EventReason, Reason
-from ..api.requests import annotation_of, format_request
-from ..api.status import Outcome, Phase
-from ..evidence.assessment import may_advance
-from ..evidence.verdict import MetricAssessment
-from .capacity import at_goal, full_size, full_weight, needed
-from .explain import evidence_summary, harm_summary, pods_summary, reward_text, span
-from .gates import awaiting, failure_advice, gate_failed
-from .round import Round
-from .transitions import (
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.requests import annotation_of, format_request
+from modelrollout.api.status import Outcome, Phase
+from modelrollout.decision.capacity import at_goal, full_size, full_weight, needed
+from modelrollout.decision.explain import evidence_summary, harm_summary, pods_summary, reward_text, span
+from modelrollout.decision.gates import awaiting, failure_advice, gate_failed
+from modelrollout.decision.round import Round
+from modelrollout.decision.transitions import (
     advance,
     begin,
     end_watch,
@@ -33,7 +31,9 @@ from .transitions import (
     stop,
     take_over,
 )
-from .types import Data
+from modelrollout.decision.types import Data
+from modelrollout.evidence.assessment import may_advance
+from modelrollout.evidence.verdict import MetricAssessment
 
 UNSTABLE_LIMIT = 3  # restarts, or losses of readiness, in one step
 SETTLED_POLLS = 8  # that a promotion rests on, in the last step

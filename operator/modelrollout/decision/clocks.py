@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..api.status import Status
+from modelrollout.api.status import Status
 
 
 def _held(end: float | None, left: float | None, now: float) -> tuple[float | None, float | None]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..api.conditions import EventReason, Reason
-from ..api.spec import Spec
-from ..api.status import PauseStatus, Phase, RestartStatus, Retiring, Status, UndoStatus
-from .capacity import at_goal, needed, set_sizes, set_weights, size_before
-from .chain import UNSTABLE_LIMIT, counted_requests, run_chain
-from .clocks import set_clocks
-from .gates import ask_anew, next_asking, note_gates
-from .plans import follow_durations, follow_plan
-from .report import FAILED_POLLS, report
-from .requests import read_requests
-from .round import Round
-from .transitions import adopt_serving, first_deployment
-from .types import (
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import PauseStatus, Phase, RestartStatus, Retiring, Status, UndoStatus
+from modelrollout.decision.capacity import at_goal, needed, set_sizes, set_weights, size_before
+from modelrollout.decision.chain import UNSTABLE_LIMIT, counted_requests, run_chain
+from modelrollout.decision.clocks import set_clocks
+from modelrollout.decision.gates import ask_anew, next_asking, note_gates
+from modelrollout.decision.plans import follow_durations, follow_plan
+from modelrollout.decision.report import FAILED_POLLS, report
+from modelrollout.decision.requests import read_requests
+from modelrollout.decision.round import Round
+from modelrollout.decision.transitions import adopt_serving, first_deployment
+from modelrollout.decision.types import (
     DEFAULT_TIMING,
     NOT_JUDGED,
     Data,
@@ -71,7 +71,7 @@ def decide(
     else:
         round = apply_requests(follow_durations(read_requests(round)))
         round = note_gates(follow_plan(round))
-        round = note_alarm(note_data(note_pods(round)))
+        round = note_alarm(note_data(note_pods(note_restarts(round))))
         round = run_chain(start_clock(round))
     return _finish(round)
 
@@ -239,6 +239,14 @@ def note_pods(round: Round) -> Round:
     fell = short and ready < candidate.ready
     drops = min(UNSTABLE_LIMIT, round.step.ready_drops + fell)
     return round.put_step(short=short, ready_drops=drops)
+
+
+def note_restarts(round: Round) -> Round:
+    """The round whose step counts from fewer restarts, once pods are gone that had restarted before it."""
+    if not round.comparing or round.status.step is None or round.step.restarts_at_start is None:
+        return round
+    left = round.view(round.status.candidate).restarts
+    return round if left >= round.step.restarts_at_start else round.put_step(restarts_at_start=left)
 
 
 def note_data(round: Round) -> Round:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..api.status import Phase, RevisionStatus
-from ..evidence.verdict import Assessment, MetricAssessment
-from .round import Round
+from modelrollout.api.status import Phase, RevisionStatus
+from modelrollout.decision.round import Round
+from modelrollout.evidence.verdict import Assessment, MetricAssessment
 
 
 def span(seconds: float) -> str:

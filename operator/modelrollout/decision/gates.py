@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..api.conditions import EventReason, Reason
-from ..api.status import GateState, GateStatus, Phase, PlanGate
-from .round import Round
-from .transitions import go_back, hold
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.status import GateState, GateStatus, Phase, PlanGate
+from modelrollout.decision.round import Round
+from modelrollout.decision.transitions import go_back, hold
 
 LONGEST_PAUSE = 60.0  # seconds between two askings at most
 

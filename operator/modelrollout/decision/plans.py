@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..api.status import PlanStep
-from ..evidence.engine import new_step
-from ..planning.steps import compile_steps, gates_by_id
-from .round import Round
-from .transitions import first_step
+from modelrollout.api.status import PlanStep
+from modelrollout.decision.round import Round
+from modelrollout.decision.transitions import first_step
+from modelrollout.evidence.engine import new_step
+from modelrollout.planning.steps import compile_steps, gates_by_id
 
 
 def follow_plan(round: Round) -> Round:

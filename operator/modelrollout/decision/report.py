@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..api.conditions import ConditionType, Reason, Wanted, merge_conditions
-from ..api.status import MetricStatus, Outcome, Phase
-from ..evidence.verdict import MetricAssessment
-from .chain import blind
-from .explain import evidence_summary, pods_summary, traffic_summary
-from .round import Round
-from .types import Data
+from modelrollout.api.conditions import ConditionType, Reason, Wanted, merge_conditions
+from modelrollout.api.status import MetricStatus, Outcome, Phase
+from modelrollout.decision.chain import blind
+from modelrollout.decision.explain import evidence_summary, pods_summary, traffic_summary
+from modelrollout.decision.round import Round
+from modelrollout.decision.types import Data
+from modelrollout.evidence.verdict import MetricAssessment
 
 FAILED_POLLS = 3  # in a row, before the condition MetricsAvailable falls
+_QUIET = (Reason.NO_TRAFFIC, Reason.SAMPLES_LATE)
 QUIET_POLLS = 3  # in a row, before it says that there are no requests: a few a minute are not none
 
 
@@ -23,6 +24,7 @@ def report(round: Round) -> Round:
     # What they are to have, not what is ready: an autoscaler whose target is met asks for just this number, and would
     # take the pods away that are starting.
     replicas = min(round.capacity, sum(role.desired for role in roles))
+    round = round.put_step(reason=round.reason.value if round.reason else None)
     round = round.put(
         observed_generation=round.wish.generation,
         message=_message(round)[:1024],
@@ -227,9 +229,10 @@ def _metrics_available(round: Round) -> Wanted:
     problem = round.judged.problem
     if status.failed_polls >= FAILED_POLLS:
         return Wanted(kind, "False", named.get(problem.split(":", 1)[0], Reason.METRICS_UNAVAILABLE), problem)
-    quiet = QUIET_POLLS if told is None or told.reason != Reason.NO_TRAFFIC else 1
+    quiet = QUIET_POLLS if told is None or told.reason not in _QUIET else 1
     if round.judged.quiet_polls >= quiet:
-        return Wanted(kind, "True", Reason.NO_TRAFFIC, problem)
+        late = problem.startswith(Reason.SAMPLES_LATE)
+        return Wanted(kind, "False" if late else "True", _QUIET[late], problem)
     return Wanted(kind, "True", Reason.METRICS_AVAILABLE)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..api.conditions import EventReason
-from ..api.requests import BadRequest, Request, annotation_of, changed_requests, record_requests
-from ..api.status import Phase
-from .round import Round
+from modelrollout.api.conditions import EventReason
+from modelrollout.api.requests import BadRequest, Request, annotation_of, changed_requests, record_requests
+from modelrollout.api.status import Phase
+from modelrollout.decision.round import Round
 
 _COMPARING = (Phase.PROGRESSING, Phase.PAUSED)
 _PHASES = {

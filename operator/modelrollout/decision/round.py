@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..api.conditions import EventReason, Reason
-from ..api.requests import Request, Verb
-from ..api.spec import Spec
-from ..api.status import Phase, PlanStep, RevisionStatus, Status, StepStatus
-from ..evidence.state import State
-from .types import Event, Judgement, Observation, RevisionView, Timing, Wish
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.requests import Request, Verb
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Phase, PlanStep, RevisionStatus, Status, StepStatus
+from modelrollout.decision.types import Event, Judgement, Observation, RevisionView, Timing, Wish
+from modelrollout.evidence.state import State
 
 
 @dataclass(frozen=True, slots=True)

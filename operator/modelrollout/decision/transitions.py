@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..api.conditions import EventReason, Reason
-from ..api.status import (
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.status import (
     HistoryEntry,
     Outcome,
     PauseStatus,
@@ -18,9 +18,9 @@ from ..api.status import (
     WatchStatus,
     Weights,
 )
-from ..evidence.engine import new_step
-from ..planning.steps import compile_steps
-from .round import Round
+from modelrollout.decision.round import Round
+from modelrollout.evidence.engine import new_step
+from modelrollout.planning.steps import compile_steps
 
 HISTORY_LIMIT = 10
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..api.conditions import EventReason, Reason
-from ..api.spec import Spec
-from ..api.status import Forecast, Status
-from ..evidence.state import State
-from ..evidence.verdict import Assessment
+from modelrollout.api.conditions import EventReason, Reason
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Forecast, Status
+from modelrollout.evidence.state import State
+from modelrollout.evidence.verdict import Assessment
 
 
 @dataclass(frozen=True, slots=True)

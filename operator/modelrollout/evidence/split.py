@@ -25,12 +25,15 @@ class Split:
 def observe(split: Split, *, weight: int, candidate: float, baseline: float, phi: float = 1.0) -> Split:
     """The split after one more complete poll (not a partial one) that lies wholly at `weight` percent.
 
-    Another weight starts a new window; a window too small to tell leaves `off` as it is. `phi`: clustering of requests.
+    Another weight starts a new window; a window too small to tell leaves `off` as it is, and where nothing is split nothing
+    is off. `phi`: clustering of requests.
     """
+    if not 0 < weight < 100:
+        return Split(weight=weight)
     if weight != split.weight:
         split = replace(split, weight=weight, polls=())
     split = replace(split, polls=(*split.polls, (candidate, baseline))[-WINDOW:])
-    if len(split.polls) < WINDOW or not 0 < weight < 100:
+    if len(split.polls) < WINDOW:
         return split
     requests = sum(c + s for c, s in split.polls)
     smaller = min(weight, 100 - weight) / 100

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..api.spec import Spec
-from ..api.status import Forecast, PlanStep, StepForecast, compared_share
-from ..evidence.plan import MetricTest, Plan
-from .forecast import forecast_harmless, smallest_detectable, smallest_improvement
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Forecast, PlanStep, StepForecast, compared_share
+from modelrollout.evidence.plan import MetricTest, Plan
+from modelrollout.planning.forecast import forecast_harmless, smallest_detectable, smallest_improvement
 
 SLOW = 5.0  # requests/s below which the defaults take hours
 MOST_DETECTED = 30.0  # a ratio beyond this is no help to anybody

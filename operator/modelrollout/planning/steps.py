@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from math import ceil
 
-from ..api.spec import AbTest, BlueGreen, Canary, Gate, Rolling, Shadow, Spec
-from ..api.status import PlanGate, PlanStep
+from modelrollout.api.spec import AbTest, BlueGreen, Canary, Gate, Rolling, Shadow, Spec
+from modelrollout.api.status import PlanGate, PlanStep
 
 # Weights of planned steps. Roughly doubling keeps the bound on the candidate's harm ahead of what a step can expose.
 LADDER = (1, 2, 5, 10, 20, 35, 50, 65, 80, 95)

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from ..evidence.poll import Arm
-from .increments import measure, reach
-from .queries import MetricQuery, Queries
-from .sampler import Pace, Reader, Scope
-from .samples import QueryError
-from .servers import Server
-from .sides import Side
+from modelrollout.evidence.poll import Arm
+from modelrollout.telemetry.increments import measure, reach
+from modelrollout.telemetry.queries import MetricQuery, Queries
+from modelrollout.telemetry.sampler import Pace, Reader, Scope
+from modelrollout.telemetry.samples import QueryError
+from modelrollout.telemetry.servers import Server
+from modelrollout.telemetry.sides import Side
 
 CHUNK = 120  # polls per query: half an hour at 15 s
 MOST_SECONDS = 12 * 3600.0

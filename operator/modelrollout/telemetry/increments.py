@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Literal
 
-from ..evidence.poll import Arm, MetricPoll
-from .samples import NOT_A_NUMBER, RawSeries
-from .sides import SideName, Sides, warm_from
+from modelrollout.evidence.poll import Arm, MetricPoll
+from modelrollout.telemetry.samples import NOT_A_NUMBER, RawSeries
+from modelrollout.telemetry.sides import SideName, Sides, warm_from
 
 DUPLICATE_SERIES = "DuplicateSeries"
 COUNTERS_INCONSISTENT = "CountersInconsistent"

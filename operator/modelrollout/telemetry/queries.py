@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..api.spec import Analysis, Metric
-from ..evidence.plan import Kind
-from .increments import Latency, Ratio, Score, Shape
-from .selectors import SelectorError, SeriesSelector, check_query, parse_selector
+from modelrollout.api.spec import Analysis, Metric
+from modelrollout.evidence.plan import Kind
+from modelrollout.telemetry.increments import Latency, Ratio, Score, Shape
+from modelrollout.telemetry.selectors import SelectorError, SeriesSelector, check_query, parse_selector
 
 _T = TypeVar("_T")
 

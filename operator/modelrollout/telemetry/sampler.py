@@ -12,17 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from ..decision.types import Data
-from ..evidence.poll import MetricPoll, Poll
-from .increments import Counters, Measured, bucket_bound, measure, reach
-from .queries import GuardrailQuery, MetricQuery, Queries
-from .samples import BAD_ANSWER, NO_RESULT, NOT_A_NUMBER, REFUSED, QueryError, RawSeries
-from .selectors import Matcher, SelectorError, SeriesSelector, fence_query
-from .servers import Server, ServerSettings
-from .sides import SideName, Sides
+from modelrollout.decision.types import Data
+from modelrollout.evidence.poll import MetricPoll, Poll
+from modelrollout.telemetry.increments import Counters, Measured, bucket_bound, measure, reach
+from modelrollout.telemetry.queries import GuardrailQuery, MetricQuery, Queries
+from modelrollout.telemetry.samples import BAD_ANSWER, NO_RESULT, NOT_A_NUMBER, REFUSED, QueryError, RawSeries
+from modelrollout.telemetry.selectors import Matcher, SelectorError, SeriesSelector, fence_query
+from modelrollout.telemetry.servers import Server, ServerSettings
+from modelrollout.telemetry.sides import Side, SideName, Sides
 
 NOT_SCRAPED = "NotScraped"
 NO_TRAFFIC = "NoTraffic"
+SAMPLES_LATE = "SamplesLate"
 SCRAPES_TOO_RARE = "ScrapesTooRare"
 MAX_POLLS = 240  # in one look; a longer outage is caught up with in several
 FIRST_SPAN = 300.0  # seconds; the first look also finds out how far apart samples really are
@@ -39,11 +40,17 @@ _UNSCRAPED_SHARE = 0.1  # of the ready pods of a side may be unscraped before da
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds: between polls, between scrapes, and of warm-up."""
+    """Seconds: between polls, between scrapes, of warm-up, and from a scrape until the server has its samples."""
 
     interval: float
     scrape_interval: float
     warmup: float
+    delay: float = 0.0
+
+    @property
+    def age(self) -> float:
+        """Seconds after which a cut is read: what was scraped before it is there by then."""
+        return self.scrape_interval + self.delay
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +87,8 @@ class Sample:
 
 
 def next_poll(since: float | None, pace: Pace, now: float) -> float:
-    """When the next poll is complete: a cut is `scrape_interval` old before it is read."""
-    return now if since is None else since + pace.interval + pace.scrape_interval
+    """When the next poll is complete."""
+    return now if since is None else since + pace.interval + pace.age
 
 
 async def sample(
@@ -134,7 +141,7 @@ async def sample(
 def _cuts(pace: Pace, since: float | None, now: float) -> tuple[tuple[float, ...], bool]:
     """`since` and the ends of all complete polls after it, and whether there are more than one look takes. Cuts are
     whole milliseconds, as the times of samples and queries are."""
-    latest = round(now - pace.scrape_interval, 3)
+    latest = round(now - pace.age, 3)
     if since is None:
         return (latest,), False
     complete = max(0, math.floor((latest - since) / pace.interval + 1e-6))
@@ -378,7 +385,7 @@ class _Found:
         """How many polls are taken now. One with requests to a pod of which nobody knows yet that it was ready waits a
         little, for in it they are counted or never: news of pods may take longer than their samples."""
         for at, end in enumerate(self.cuts[1:]):
-            late = self.now - self.pace.scrape_interval - end
+            late = self.now - self.pace.age - end
             if late < HEARSAY and any(m.untold[at] for m in measured.values()):
                 return at
         return len(self.cuts) - 1
@@ -441,14 +448,26 @@ class _Found:
             poll = polls[-1].metrics.get(query.name)
             if poll is None or not query.gating:
                 continue
-            silent = []
+            silent = {}
             if poll.baseline.n <= 0:
-                silent.append("the baseline")
+                silent["the baseline"] = self.scope.sides.baseline
             if not any(arm.n > 0 for arm in poll.candidate_pods.values()):
-                silent.append("the candidate")
+                silent["the candidate"] = self.scope.sides.candidate
             if silent:
-                return f"{NO_TRAFFIC}: {query.name}: no requests to {' and '.join(silent)} were counted"
+                said = f"{query.name}: no requests to {' and '.join(silent)} were counted"
+                late = next((text for side in silent.values() if (text := self._late(side))), "")
+                return f"{SAMPLES_LATE}: {said}, {late}" if late else f"{NO_TRAFFIC}: {said}"
         return ""
+
+    def _late(self, side: Side) -> str:
+        """Whether a side is scraped and yet has no sample in the newest poll: one that comes after its poll counts never."""
+        newest = max(
+            (s.times[-1] for s in self.up if s.times and _is_ready(side, s.labels.get(self.pod_label, ""))),
+            default=math.inf,
+        )
+        if newest > self.cuts[-2]:
+            return ""
+        return f"as their newest sample is {self.now - newest:.0f} s old: raise the delay of this Prometheus server"
 
     def _rate(self, polls: Sequence[Poll]) -> float | None:
         name, requests = self.queries.traffic, 0.0
@@ -486,6 +505,10 @@ class _Found:
                 if len(missing) > _UNSCRAPED_SHARE * len(ready):
                     return f"{NOT_SCRAPED}: {text}: does a PodMonitor or scrape annotation select them?"
         return ""
+
+
+def _is_ready(side: Side, pod: str) -> bool:
+    return pod in side.pods and side.pods[pod].ready
 
 
 def _scraped(up: Iterable[RawSeries], pod_label: str, since: float) -> set[str]:

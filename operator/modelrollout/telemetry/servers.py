@@ -23,7 +23,8 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.util.retry import Retry
 
-from .samples import (
+from modelrollout.api.types import parse_duration
+from modelrollout.telemetry.samples import (
     BAD_ANSWER,
     TIMED_OUT,
     UNREACHABLE,
@@ -66,6 +67,7 @@ class ServerSettings:
     insecure_skip_verify: bool = False
     namespace_label: str = "namespace"
     pod_label: str = "pod"
+    delay: float = 0.0  # seconds from a scrape until its samples can be read here, as by remote write
 
 
 class Observer(Protocol):
@@ -104,9 +106,11 @@ def read_settings(name: str, config: Mapping[str, Any]) -> ServerSettings:
         wanted: type = {"headers": Mapping, "insecureSkipVerify": bool}.get(key, str)
         if not isinstance(value, wanted):
             raise ValueError(f"{where}: {key} is {value!r}, but must be a {wanted.__name__.lower()}")
-    settings = ServerSettings(
-        name=name, **{"url": "", **{known[key]: value for key, value in config.items()}}
-    )
+    given: dict[str, Any] = {"url": "", **{known[key]: value for key, value in config.items()}}
+    try:
+        settings = ServerSettings(name=name, **given | {"delay": parse_duration(given.get("delay", "0s"))})
+    except ValueError as error:
+        raise ValueError(f"{where}: delay is {given['delay']!r}: write a duration like 30s") from error
     _check(settings, where)
     return settings
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from .samples import RawSeries
-from .selectors import Matcher, escape_regex
+from modelrollout.telemetry.samples import RawSeries
+from modelrollout.telemetry.selectors import Matcher, escape_regex
 
 SideName = Literal["baseline", "candidate"]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..api.spec import Spec
-from ..api.status import Status
-from ..cluster.actions import Action
-from ..workloads import Children
-from .base import Router, RouteReading, Split
-from .borrowed import BorrowedRouter
-from .gateway_api import GatewayApiRouter
-from .grpc_route import GRPCRouteShape
-from .http_route import HTTPRouteShape
-from .istio import VirtualServiceShape
-from .pod_ratio import PodRatioRouter
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Status
+from modelrollout.cluster.actions import Action
+from modelrollout.traffic.base import Router, RouteReading, Split
+from modelrollout.traffic.borrowed import BorrowedRouter
+from modelrollout.traffic.gateway_api import GatewayApiRouter
+from modelrollout.traffic.grpc_route import GRPCRouteShape
+from modelrollout.traffic.http_route import HTTPRouteShape
+from modelrollout.traffic.istio import VirtualServiceShape
+from modelrollout.traffic.pod_ratio import PodRatioRouter
+from modelrollout.workloads import Children
 
 ROUTERS: Mapping[str, Router] = {
     "gatewayAPI": GatewayApiRouter(),

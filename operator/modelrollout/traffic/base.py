@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..api.spec import Spec
-from ..api.status import Status
-from ..cluster.actions import Action
-from ..cluster.kinds import Kind, Object
-from ..workloads import Children, Problem
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Status
+from modelrollout.cluster.actions import Action
+from modelrollout.cluster.kinds import Kind, Object
+from modelrollout.workloads import Children, Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,19 +20,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..api.conditions import Reason
-from ..api.spec import Spec
-from ..api.status import Status
-from ..cluster.actions import Action, JsonPatch, patch_seen
-from ..cluster.kinds import REVISION_LABEL, STEERED_BY_ANNOTATION, Kind, Object
-from ..cluster.managed_fields import fields_of
-from ..cluster.port import FIELD_MANAGER
-from ..workloads import Children, Ownership, Problem, last_writer, ownership, record_of
-from ..workloads.backends import Backend
-from ..workloads.children import child_name, deleting, name_in, steered_by
-from ..workloads.observation import answering, ready_behind
-from ..workloads.revisions import followed, pin_of, weights_by_revision
-from .base import RouteReading, Split, in_percent
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Status
+from modelrollout.cluster.actions import Action, JsonPatch, patch_seen
+from modelrollout.cluster.kinds import REVISION_LABEL, STEERED_BY_ANNOTATION, Kind, Object
+from modelrollout.cluster.managed_fields import fields_of
+from modelrollout.cluster.port import FIELD_MANAGER
+from modelrollout.traffic.base import RouteReading, Split, in_percent
+from modelrollout.workloads import Children, Ownership, Problem, last_writer, ownership, record_of
+from modelrollout.workloads.backends import Backend
+from modelrollout.workloads.children import child_name, deleting, name_in, steered_by
+from modelrollout.workloads.observation import answering, ready_behind
+from modelrollout.workloads.revisions import followed, pin_of, weights_by_revision
 
 ORIGINAL_ANNOTATION = "modelrollout.dev/original"
 FACTOR = 100

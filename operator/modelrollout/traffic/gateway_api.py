@@ -10,13 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..api.conditions import Reason
-from ..api.spec import GatewayAPI, ParentRef, RequestMatch, RouteFilter, Spec, Stickiness
-from ..api.status import Status
-from ..api.types import format_duration
-from ..cluster.actions import Action
-from ..cluster.kinds import HTTP_ROUTE, Kind, Object
-from ..workloads import (
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import (
+    GatewayAPI,
+    HeaderMatch,
+    ParentRef,
+    RequestMatch,
+    RouteFilter,
+    RouteMatch,
+    Spec,
+    Stickiness,
+)
+from modelrollout.api.status import Status
+from modelrollout.api.types import format_duration
+from modelrollout.cluster.actions import Action
+from modelrollout.cluster.kinds import HTTP_ROUTE, Kind, Object
+from modelrollout.traffic.base import RouteReading, Split, in_percent
+from modelrollout.traffic.routes import GATEWAY, backend_in, backend_ref, mirror_filter, mirrors, refusals
+from modelrollout.workloads import (
     Children,
     Ownership,
     Problem,
@@ -27,14 +38,13 @@ from ..workloads import (
     ownership,
     record_of,
 )
-from ..workloads.backends import Backend
-from ..workloads.children import delete, deleting, name_in, owned
-from ..workloads.observation import ready_behind
-from ..workloads.revisions import weights_by_revision
-from .base import RouteReading, Split, in_percent
-from .routes import GATEWAY, backend_in, backend_ref, mirror_filter, mirrors, refusals
+from modelrollout.workloads.backends import Backend
+from modelrollout.workloads.children import delete, deleting, name_in, owned
+from modelrollout.workloads.observation import ready_behind
+from modelrollout.workloads.revisions import weights_by_revision
 
 MOST_HEADERS = 16  # in one match
+MOST_FILTERS = 16  # in one rule
 
 
 class GatewayApiRouter:
@@ -237,11 +247,11 @@ def _narrowed(match: Object, one: RequestMatch) -> Object:
 
 
 def _unfit(spec: Spec) -> Iterator[str]:
-    """The Gateway API compares a header, by its name, once in a match, and only so many of them."""
-    strategy = spec.strategy
+    """The Gateway API compares a header, by its name, once in a match, and only so many of them; a copy is a filter."""
+    strategy, gateway = spec.strategy, _gateway(spec)
     tested = (strategy.ab_test.matches or ()) if strategy.ab_test else ()
-    taken = [h.name.lower() for match in _gateway(spec).matches for h in match.headers or ()]
-    most = max((len(match.headers or ()) for match in _gateway(spec).matches), default=0)
+    taken = [h.name.lower() for match in gateway.matches for h in match.headers or ()]
+    most = max((len(match.headers or ()) for match in gateway.matches), default=0)
     for match in (*tested, *(one for step in strategy.steps for one in step.matches or ())):
         names = [header.name.lower() for header in match.compared]
         twice = next((name for name in names if name in taken or names.count(name) > 1), None)
@@ -255,14 +265,31 @@ def _unfit(spec: Spec) -> Iterator[str]:
                 f"strategy: matches compare {len(names)} headers besides up to {most} in traffic.gatewayAPI.matches, and an HTTPRoute "
                 f"takes {MOST_HEADERS}: compare fewer"
             )
-    if strategy.blue_green is not None and strategy.blue_green.preview_header is not None:
-        header = strategy.blue_green.preview_header
-        wanted = {(h.name.lower(), h.type, h.value) for m in _gateway(spec).matches for h in m.headers or ()}
+    header = strategy.blue_green.preview_header if strategy.blue_green else None
+    if header is not None:
+        wanted = {(h.name.lower(), h.type, h.value) for m in gateway.matches for h in m.headers or ()}
         if (header.name.lower(), header.type, header.value) in wanted:
             yield (
                 f"strategy.blueGreen.previewHeader: requests of users have {header.name} with this value too, by "
                 "traffic.gatewayAPI.matches, so nobody would see the candidate: choose another header or value"
             )
+    if header is not None and any(
+        _compared_besides(header, match) >= MOST_HEADERS for match in gateway.matches
+    ):
+        yield (
+            f"strategy.blueGreen.previewHeader is compared besides {MOST_HEADERS} headers in traffic.gatewayAPI.matches, and an "
+            f"HTTPRoute takes {MOST_HEADERS}: compare fewer"
+        )
+    if strategy.mirrors and len(gateway.filters) >= MOST_FILTERS:
+        yield (
+            f"strategy copies requests (mirror) by a filter besides {len(gateway.filters)} in traffic.gatewayAPI.filters, and an "
+            f"HTTPRoute takes {MOST_FILTERS}: leave one out"
+        )
+
+
+def _compared_besides(header: HeaderMatch, match: RouteMatch) -> int:
+    """Headers that a match compares, without one of this name, whose place it takes."""
+    return sum(other.name.lower() != header.name.lower() for other in match.headers or ())
 
 
 def _preview(rollout: Mapping[str, Any], spec: Spec, status: Status, children: Children) -> list[Object]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..api.spec import Spec
-from ..cluster.kinds import HTTP_ROUTE, INFERENCE_POOL, SERVICE
-from .routes import GatewayRouteShape
+from modelrollout.api.spec import Spec
+from modelrollout.cluster.kinds import HTTP_ROUTE, INFERENCE_POOL, SERVICE
+from modelrollout.traffic.routes import GatewayRouteShape
 
 
 class HTTPRouteShape(GatewayRouteShape):

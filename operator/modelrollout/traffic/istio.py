@@ -10,10 +10,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..api.conditions import Reason
-from ..api.spec import Spec
-from ..cluster.kinds import SERVICE, VIRTUAL_SERVICE, Kind, Object
-from ..workloads.backends import Backend
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import Spec
+from modelrollout.cluster.kinds import SERVICE, VIRTUAL_SERVICE, Kind, Object
+from modelrollout.workloads.backends import Backend
 
 
 class VirtualServiceShape:

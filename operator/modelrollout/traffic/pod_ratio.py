@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..api.conditions import Reason
-from ..api.revision import hash_revision
-from ..api.spec import Spec
-from ..api.status import Phase, Status
-from ..cluster.actions import Action
-from ..cluster.kinds import REVISION_LABEL, ROLLOUT_LABEL, Kind, Object
-from ..workloads import Children, Problem, Record, foreign_manager, name_taken, record_of
-from ..workloads.children import child_name, deleting, name_in
-from ..workloads.observation import answering, ready_pods
-from ..workloads.revisions import pin_of, root_service, weights_by_revision
-from .base import RouteReading, Split
+from modelrollout.api.conditions import Reason
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Phase, Status
+from modelrollout.cluster.actions import Action
+from modelrollout.cluster.kinds import REVISION_LABEL, ROLLOUT_LABEL, Kind, Object
+from modelrollout.traffic.base import RouteReading, Split
+from modelrollout.workloads import Children, Problem, Record, foreign_manager, name_taken, record_of
+from modelrollout.workloads.children import child_name, deleting, name_in
+from modelrollout.workloads.observation import answering, ready_pods
+from modelrollout.workloads.revisions import pin_of, root_service, weights_by_revision
 
 _NO_MIRROR = (
     f"{Reason.NOT_SUPPORTED}: copies of requests need a router; traffic.podRatio has none: choose another member of "

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..api.conditions import Reason
-from ..api.spec import Spec
-from ..cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
-from ..workloads.backends import Backend
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import Spec
+from modelrollout.cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
+from modelrollout.workloads.backends import Backend
 
 GATEWAY = ("gateway.networking.k8s.io", "Gateway")
 MIRROR = "RequestMirror"

@@ -1,12 +1,12 @@
 """Revisions as Deployments and Services: what is to be written for them, and what is seen of them."""
 
-from .children import Children, Ownership, Problem, name_taken, ownership
-from .effects import ensure, name_problems, record_of, workload_actions
-from .fields import differences, differs, drift, foreign_manager, last_writer
-from .gates import gate_actions
-from .names import Claims, needed_names, referred, selector_overlap, template_labels
-from .observation import observe, pinned
-from .revisions import Record, dry_run_object, render_template
+from modelrollout.workloads.children import Children, Ownership, Problem, name_taken, ownership
+from modelrollout.workloads.effects import ensure, name_problems, record_of, workload_actions
+from modelrollout.workloads.fields import differences, differs, drift, foreign_manager, last_writer
+from modelrollout.workloads.gates import gate_actions
+from modelrollout.workloads.names import Claims, needed_names, referred, selector_overlap, template_labels
+from modelrollout.workloads.observation import observe, pinned
+from modelrollout.workloads.revisions import Record, dry_run_object, render_template
 
 __all__ = [
     "Children",

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..api.spec import OwnService
-from ..cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
+from modelrollout.api.spec import OwnService
+from modelrollout.cluster.kinds import INFERENCE_POOL, SERVICE, Kind, Object
 
 _KINDS = {kind.kind: kind for kind in (SERVICE, INFERENCE_POOL)}
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ..api.conditions import Reason
-from ..api.spec import API_VERSION, GROUP, KIND
-from ..cluster import store
-from ..cluster.actions import Delete, JsonPatch, patch_seen
-from ..cluster.kinds import (
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import API_VERSION, GROUP, KIND
+from modelrollout.cluster import store
+from modelrollout.cluster.actions import Delete, JsonPatch, patch_seen
+from modelrollout.cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     ENDPOINT_SLICE,
@@ -32,8 +32,8 @@ from ..cluster.kinds import (
     Object,
     kind_of,
 )
-from ..cluster.pods import Pod
-from .backends import Backend
+from modelrollout.cluster.pods import Pod
+from modelrollout.workloads.backends import Backend
 
 
 @dataclass(frozen=True, slots=True)

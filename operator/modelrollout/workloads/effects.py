@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..api.revision import hash_revision
-from ..api.spec import Spec
-from ..api.status import Status
-from ..api.types import format_time
-from ..cluster.actions import Action, Apply, Create
-from ..cluster.kinds import REVISION_LABEL, SERVICE, Object, kind_of
-from .children import (
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.spec import Spec
+from modelrollout.api.status import Status
+from modelrollout.api.types import format_time
+from modelrollout.cluster.actions import Action, Apply, Create
+from modelrollout.cluster.kinds import REVISION_LABEL, SERVICE, Object, kind_of
+from modelrollout.workloads.children import (
     Children,
     Ownership,
     Problem,
@@ -29,8 +29,8 @@ from .children import (
     retake,
     revision_of,
 )
-from .fields import differences, drift, spell
-from .revisions import (
+from modelrollout.workloads.fields import differences, drift, spell
+from modelrollout.workloads.revisions import (
     Record,
     controller_revision,
     deployment,

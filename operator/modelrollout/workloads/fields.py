@@ -16,8 +16,8 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-from ..cluster.managed_fields import fields_of
-from ..cluster.port import FIELD_MANAGER
+from modelrollout.cluster.managed_fields import fields_of
+from modelrollout.cluster.port import FIELD_MANAGER
 
 Path: TypeAlias = tuple[str, ...]
 """Elements as in `managedFields`: `f:spec`, `k:{"name":"main"}`; `[0]` where a list is one value."""

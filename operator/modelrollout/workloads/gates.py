@@ -14,14 +14,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..api.spec import GROUP, Gate, GateJob, JobResult, Spec
-from ..api.status import GateStatus, Phase, Status
-from ..cluster.actions import Action, Create
-from ..cluster.kinds import JOB, SERVICE, Object
-from ..decision.types import GateReading
-from ..planning.steps import gates_by_id
-from .children import Children, Ownership, delete, deleting, name_in, owned, ownership
-from .revisions import model_variables, set_variables, without_nulls
+from modelrollout.api.spec import GROUP, Gate, GateJob, JobResult, Spec
+from modelrollout.api.status import GateStatus, Phase, Status
+from modelrollout.cluster.actions import Action, Create
+from modelrollout.cluster.kinds import JOB, SERVICE, Object
+from modelrollout.decision.types import GateReading
+from modelrollout.planning.steps import gates_by_id
+from modelrollout.workloads.children import Children, Ownership, delete, deleting, name_in, owned, ownership
+from modelrollout.workloads.revisions import model_variables, set_variables, without_nulls
 
 GATE_LABEL = f"{GROUP}/gate"
 GATE_OF_LABEL = f"{GROUP}/gate-of"

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from ..api.conditions import Reason
-from ..api.spec import GatewayAPI, RequestMatch, RouteMatch, Spec, Strategy
-from ..cluster.kinds import (
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import GatewayAPI, RequestMatch, RouteMatch, Spec, Strategy
+from modelrollout.cluster.kinds import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     HTTP_ROUTE,
@@ -27,9 +27,9 @@ from ..cluster.kinds import (
     Kind,
     Object,
 )
-from ..cluster.store import Key
-from .children import Ownership, Problem, child_name, labels_of, name_in, ownership
-from .revisions import preview_name
+from modelrollout.cluster.store import Key
+from modelrollout.workloads.children import Ownership, Problem, child_name, labels_of, name_in, ownership
+from modelrollout.workloads.revisions import preview_name
 
 
 def needed_names(rollout: Mapping[str, Any], spec: Spec, revision: str) -> list[tuple[Kind, str]]:

@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from ..api.spec import Spec
-from ..cluster.kinds import REVISION_LABEL
-from ..cluster.pods import Pod, Waiting
-from ..decision.types import RevisionView
-from .backends import Backend, picker_of
-from .children import Children, Ownership, child_name, name_in, ownership, replicas_of, revision_of
+from modelrollout.api.spec import Spec
+from modelrollout.cluster.kinds import REVISION_LABEL
+from modelrollout.cluster.pods import Pod, Waiting
+from modelrollout.decision.types import RevisionView
+from modelrollout.workloads.backends import Backend, picker_of
+from modelrollout.workloads.children import (
+    Children,
+    Ownership,
+    child_name,
+    name_in,
+    ownership,
+    replicas_of,
+    revision_of,
+)
 
 _REASONS = 5
 _LENGTH = 300

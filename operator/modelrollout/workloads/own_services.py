@@ -12,16 +12,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..api.conditions import Reason
-from ..api.requests import Request, annotation_of, parse_request
-from ..api.revision import hash_revision
-from ..api.rules import POOLS_TAKE_NO_COPIES
-from ..api.spec import ModelSource, OwnServices, Spec
-from ..api.status import Phase, RevisionStatus, Status
-from ..cluster.kinds import Object
-from .backends import Backend, pool_ports
-from .children import Children, Problem, bound_to, child_name, revision_of
-from .observation import ready_behind
+from modelrollout.api.conditions import Reason
+from modelrollout.api.requests import Request, annotation_of, parse_request
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.rules import POOLS_TAKE_NO_COPIES
+from modelrollout.api.spec import ModelSource, OwnServices, Spec
+from modelrollout.api.status import Phase, RevisionStatus, Status
+from modelrollout.cluster.kinds import Object
+from modelrollout.workloads.backends import Backend, pool_ports
+from modelrollout.workloads.children import Children, Problem, bound_to, child_name, revision_of
+from modelrollout.workloads.observation import ready_behind
 
 AT_REST = (None, Phase.INVALID, Phase.PENDING, Phase.HEALTHY, Phase.ROLLED_BACK)
 

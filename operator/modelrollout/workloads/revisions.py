@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..api.revision import hash_revision
-from ..api.spec import GROUP, ModelSource, Spec
-from ..api.status import Phase, Status
-from ..cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
-from .backends import Backend
-from .children import bound_to, child_name, labels_for, name_in, owned
+from modelrollout.api.revision import hash_revision
+from modelrollout.api.spec import GROUP, ModelSource, Spec
+from modelrollout.api.status import Phase, Status
+from modelrollout.cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
+from modelrollout.workloads.backends import Backend
+from modelrollout.workloads.children import bound_to, child_name, labels_for, name_in, owned
 
 DATA_VERSION = 1
 RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"

@@ -13,10 +13,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from ..api.conditions import Reason
-from ..api.spec import GROUP, Spec
-from ..api.status import Status
-from ..cluster.kinds import (
+from modelrollout.api.conditions import Reason
+from modelrollout.api.spec import GROUP, Spec
+from modelrollout.api.status import Status
+from modelrollout.cluster.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     ENDPOINT_SLICE,
@@ -28,11 +28,11 @@ from ..cluster.kinds import (
     Kind,
     Object,
 )
-from ..cluster.references import DATA_HASH, Interest
-from .backends import Backend, picker_of, pool_selector
-from .children import Children, Problem
-from .gates import JOB_NAME_LABEL, job_outcome
-from .own_services import own_backends
+from modelrollout.cluster.references import DATA_HASH, Interest
+from modelrollout.workloads.backends import Backend, picker_of, pool_selector
+from modelrollout.workloads.children import Children, Problem
+from modelrollout.workloads.gates import JOB_NAME_LABEL, job_outcome
+from modelrollout.workloads.own_services import own_backends
 
 CONFIG_ANNOTATION = f"{GROUP}/config-hash"
 _HASH_LENGTH = 10
@@ -118,6 +118,18 @@ def filled_in(spec: Spec, find: Lookup, *, track: bool) -> tuple[Spec, Problem |
                 "spec.workload.trackConfig needs the right to read ConfigMaps and Secrets, which this operator was not given: "
                 "install it with the chart's value trackConfig: true, or remove the field",
             )
+        absent = [
+            f"{kind.kind} {name}"
+            for kind, name in _sorted(_needed(template or {}))
+            if find(kind, name) is None
+        ]
+        if absent:
+            # Its pods could not start. And one that is deleted to be made anew is no release.
+            return spec, Problem(
+                Reason.REFERENCE_NOT_FOUND,
+                f"spec.workload.trackConfig: the pod template needs {absent[0]}, which does not exist in this namespace: create "
+                "it, or mark the reference optional: true",
+            )
         template = _with_hash(template or {}, find)
     elif ref is None:
         return spec, None
@@ -135,7 +147,7 @@ def _template(spec: Spec, find: Lookup) -> Mapping[str, Any] | None:
 
 def _with_hash(template: Mapping[str, Any], find: Lookup) -> Object:
     hashes = []
-    for kind, name in sorted(config_names(template), key=lambda one: (one[0].kind, one[1])):
+    for kind, name in _sorted(config_names(template)):
         obj = find(kind, name)
         hashes.append([kind.kind, name, obj[DATA_HASH] if obj else None])
     digest = hashlib.sha256(json.dumps(hashes).encode()).digest()
@@ -146,25 +158,37 @@ def _with_hash(template: Mapping[str, Any], find: Lookup) -> Object:
     return hashed
 
 
+def _sorted(names: Iterable[tuple[Kind, str]]) -> list[tuple[Kind, str]]:
+    return sorted(names, key=lambda one: (one[0].kind, one[1]))
+
+
 def config_names(template: Mapping[str, Any]) -> set[tuple[Kind, str]]:
     """ConfigMaps and Secrets that the pods of a template mount or take environment variables from."""
+    return {(kind, name) for kind, name, _ in _config_references(template)}
+
+
+def _needed(template: Mapping[str, Any]) -> set[tuple[Kind, str]]:
+    """Those of `config_names` without which the pods do not start."""
+    return {(kind, name) for kind, name, optional in _config_references(template) if not optional}
+
+
+def _config_references(template: Mapping[str, Any]) -> Iterator[tuple[Kind, str, bool]]:
+    """Kind, name, and whether the reference is optional."""
     pod = template.get("spec") or {}
-    found: set[tuple[Kind, str]] = set()
     for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
         for source in container.get("envFrom") or ():
-            found |= set(_named(source, "configMapRef", "secretRef"))
+            yield from _named(source, "configMapRef", "secretRef")
         for variable in container.get("env") or ():
-            found |= set(_named(variable.get("valueFrom") or {}, "configMapKeyRef", "secretKeyRef"))
+            yield from _named(variable.get("valueFrom") or {}, "configMapKeyRef", "secretKeyRef")
     for volume in pod.get("volumes") or ():
-        found |= set(_named(volume, "configMap", "secret"))
+        yield from _named(volume, "configMap", "secret")
         for source in (volume.get("projected") or {}).get("sources") or ():
-            found |= set(_named(source, "configMap", "secret"))
-    return found
+            yield from _named(source, "configMap", "secret")
 
 
-def _named(source: Mapping[str, Any], config_map: str, secret: str) -> Iterator[tuple[Kind, str]]:
+def _named(source: Mapping[str, Any], config_map: str, secret: str) -> Iterator[tuple[Kind, str, bool]]:
     for kind, key in ((CONFIG_MAP, config_map), (SECRET, secret)):
         ref = source.get(key) or {}
         name = ref.get("name") or ref.get("secretName")
         if name:
-            yield kind, str(name)
+            yield kind, str(name), bool(ref.get("optional"))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..api.spec import GROUP, Spec
-from ..api.status import Phase, Status
-from ..cluster.actions import Action, JsonPatch, patch_seen
-from ..cluster.kinds import DEPLOYMENT, Object
-from .children import deleting, name_in, replicas_of
+from modelrollout.api.spec import GROUP, Spec
+from modelrollout.api.status import Phase, Status
+from modelrollout.cluster.actions import Action, JsonPatch, patch_seen
+from modelrollout.cluster.kinds import DEPLOYMENT, Object
+from modelrollout.workloads.children import deleting, name_in, replicas_of
 
 SCALED_ANNOTATION = f"{GROUP}/scaled-from"
 """On the user's Deployment: which ModelRollout scaled it to 0, and from which size, as in `fraud/3`."""

@@ -328,6 +328,20 @@ BAD: tuple[Bad, ...] = (
         at="spec.traffic.gatewayAPI.matches[0].headers[1].name",
         names="headers",
     ),
+    *(
+        bad(
+            f"a filter lists a header twice to {verb}",
+            "spec.traffic",
+            gateway(filters=[{"requestHeaderModifier": {verb: [value, value]}}]),
+            at=f"spec.traffic.gatewayAPI.filters[0].requestHeaderModifier.{verb}[1]{key}",
+            names=verb,
+        )
+        for verb, value, key in (
+            ("set", {"name": "a", "value": "1"}, ".name"),
+            ("add", {"name": "a", "value": "1"}, ".name"),
+            ("remove", "a", ""),
+        )
+    ),
     bad(
         "which of two ports is routed is not said",
         "spec.traffic",
@@ -410,6 +424,22 @@ BAD: tuple[Bad, ...] = (
         STEPS,
         [{"weight": 1, "minRequests": -1}],
         at=f"{STEPS}[0].minRequests",
+    ),
+    bad(
+        "requests are awaited and analysis is off",
+        STEPS,
+        [{"weight": 1}, {"weight": 5, "minRequests": 200}],
+        at="spec.strategy",
+        names="minRequests",
+        also={"spec.analysis": {"mode": "Off"}},
+    ),
+    bad(
+        "requests are awaited and only a guardrail looks",
+        METRICS,
+        [guardrail(max="1")],
+        at="spec.strategy",
+        names="minRequests",
+        also={"spec.strategy": {"rolling": {"minRequests": 200}}},
     ),
     bad("a step field is misspelt", STEPS, [{"weight": 1, "durration": "5m"}], at=f"{STEPS}[0].durration"),
     bad("planned steps would end without a baseline", "spec.strategy.canary.maxWeight", 100),
@@ -729,6 +759,11 @@ BAD: tuple[Bad, ...] = (
             ("a reward is not measured", ".reward", {"reward": "revenue"}),
             ("a test has no time", ".duration", {"duration": "0s"}),
             ("a test that all requests match", ".matches[0]", {"matches": [{}]}),
+            (
+                "a parameter of the query is compared twice",
+                ".matches[0].queryParams[1].name",
+                {"matches": [{"queryParams": [{"name": "a", "value": "1"}, {"name": "a", "value": "2"}]}]},
+            ),
             ("a cookie has two values", ".matches[0].cookie.value", {"matches": [cookie("a; b=c")]}),
             (
                 "a cookie lasts no time",
@@ -956,6 +991,14 @@ GOOD: dict[str, Mapping[str, Any]] = {
     },
     "an analysis that is off": {"spec.analysis": {"mode": "Off"}},
     "only a guardrail": {METRICS: [guardrail(max="70000")]},
+    "requests that are counted by a metric that does not gate": {
+        METRICS: [guardrail(max="1"), score() | {"dryRun": True}],
+        STEPS: [{"weight": 1, "minRequests": 200}],
+    },
+    "no least number of requests, and nothing that counts": {
+        METRICS: [guardrail(max="1")],
+        STEPS: [{"weight": 1, "minRequests": 0}],
+    },
     "all kinds of metrics": {METRICS: [errors(), latency(), score(), guardrail(min="-1.5")]},
     "the strictest margins": {METRICS: [errors(margin=_TOLERANT)]},
     "an accept margin below the default harm margin": {

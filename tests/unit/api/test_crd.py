@@ -11,6 +11,8 @@ import pytest
 from modelrollout.api.crd import IN_MEMORY, crd, lint, root_schema
 from modelrollout.api.generate import CHART_FILE, CRD_FILE, main, outdated
 from modelrollout.api.rules import RULES
+from modelrollout.api.spec import LIST_KEYS
+from modelrollout.api.types import Model
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = root_schema()
@@ -27,6 +29,14 @@ def nodes(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[s
 
 def test_the_schema_is_structural() -> None:
     assert list(lint(SCHEMA)) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "attribute"), LIST_KEYS, ids=lambda part: part if isinstance(part, str) else part.__name__
+)
+def test_a_list_with_a_key_is_one_of_the_model(model: type[Model], attribute: str) -> None:
+    """A name that is written wrong would ask for nothing."""
+    assert attribute in model.model_fields
 
 
 STRING = {"type": "string", "description": "x"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelrollout.cluster.errors import Forbidden, Unavailable
+from modelrollout.cluster.errors import ClusterError, Forbidden, Unavailable
 from modelrollout.cluster.kinds import CONFIG_MAP, DEPLOYMENT, HTTP_ROUTE, SECRET, SERVICE, Kind, Object
 from modelrollout.cluster.references import DATA_HASH, Interest, References
 from modelrollout.cluster.store import Key, Store
@@ -159,6 +159,64 @@ async def test_a_kind_that_is_installed_later_is_noticed(
     assert world.told
 
 
+def seen(what: str, version: int, replicas: int = 3) -> tuple[str, Object]:
+    obj = make(DEPLOYMENT, "legacy", spec=SIZED | {"replicas": replicas})
+    obj["metadata"] |= {"uid": "u", "resourceVersion": str(version)}
+    return what, obj
+
+
+@dataclass
+class Script:
+    """A cluster whose watches end by a script, each after its events or with its error; the last one stays."""
+
+    watches: list[list[tuple[str, Object]] | ClusterError]
+    asked: list[str] = field(default_factory=list)  # in order: "list", or the version that is watched from
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def list(self, *_: Any, **__: Any) -> tuple[list[Object], str]:
+        self.asked.append("list")
+        return [seen("", 4)[1]], "5"
+
+    async def watch(self, *_: Any, resource_version: str, **__: Any) -> AsyncIterator[tuple[str, Object]]:
+        self.asked.append(resource_version)
+        if not self.watches:
+            self.done.set()
+            await asyncio.Event().wait()
+        script = self.watches.pop(0)
+        if isinstance(script, ClusterError):
+            raise script
+        for event in script:
+            yield event
+
+
+ENDS: dict[str, tuple[list[Any], list[str]]] = {
+    "goes on where it was listed": ([[]], ["list", "5", "5"]),
+    "goes on from the last bookmark": ([[seen("BOOKMARK", 7)]], ["list", "5", "7"]),
+    "goes on from the last change": ([[seen("BOOKMARK", 7), seen("MODIFIED", 9)]], ["list", "5", "9"]),
+    "goes on from the deletion": ([[seen("DELETED", 9)], []], ["list", "5", "9", "9"]),
+    "lists anew when the state is too old": (
+        [[seen("MODIFIED", 9)], Unavailable("too old", status=410)],
+        ["list", "5", "9", "list", "5"],
+    ),
+    "lists anew when the connection broke": ([Unavailable("reset")], ["list", "5", "list", "5"]),
+    "lists anew now and then": ([[]] * 8, ["list", *["5"] * 8, "list", "5"]),
+}
+
+
+@pytest.mark.parametrize(("watches", "asked"), ENDS.values(), ids=ENDS)
+async def test_a_watch_that_ended(
+    watches: list[Any], asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelrollout.cluster.references.LEAST_PAUSE", 0.0)
+    script = Script([*watches])
+    references = References(script, Store(), lambda keys: None)  # type: ignore[arg-type]
+    await references.need(FRAUD, [LEGACY])
+    async with asyncio.timeout(5):
+        await script.done.wait()
+    await references.close()
+    assert script.asked == asked
+
+
 async def test_what_a_selector_matches_is_known_by_name_also_if_kopf_brings_it(world: World) -> None:
     ours = {"modelrollout.dev/rollout": "fraud", "app": "model"}
     for name, labels in (("a", {"app": "model"}), ("b", ours), ("c", {"app": "other"})):
@@ -206,6 +264,13 @@ async def test_who_went_on_without_an_answer_is_told_when_it_comes(
     answers.set()
     await world.until(lambda: world.told == [FRAUD])
     await world.references.need(FRAUD, [LEGACY])
+
+
+async def test_configuration_is_the_users_whatever_its_labels(world: World) -> None:
+    labels = {"modelrollout.dev/rollout": "fraud"}
+    world.cluster.seed(make(CONFIG_MAP, "settings", labels, data={"a": "1"}))
+    await world.references.need(FRAUD, [Interest(CONFIG_MAP, "ml", name="settings")])
+    assert world.store.get(CONFIG_MAP, "ml", "settings") is not None
 
 
 async def test_an_object_of_ours_is_left_to_kopf(world: World) -> None:

@@ -15,6 +15,7 @@ from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Unavailable
 from modelrollout.cluster.kinds import (
+    CONFIG_MAP,
     CONTROLLER_REVISION,
     DEPLOYMENT,
     MODEL_ROLLOUT,
@@ -29,6 +30,7 @@ from modelrollout.cluster.store import Key
 from modelrollout.controller import judge
 from modelrollout.controller.gates import GateRights
 from modelrollout.controller.memory import UnreadableStatus
+from modelrollout.telemetry.servers import ServerSettings
 from tests.unit.controller.world import (
     ERRORS,
     KEY,
@@ -573,6 +575,45 @@ async def test_a_rollout_without_requests_says_so_and_writes_no_more_for_it() ->
     assert world.writes() - before <= 10, "how far the samples were read, once a minute"
 
 
+LATE = 22.0  # seconds from a scrape until its samples can be read, where 15 are allowed for
+
+
+async def late_world(monkeypatch: pytest.MonkeyPatch, *, delay: float) -> World:
+    """A rollout, after ten minutes in which all samples were late."""
+    world = World()
+    world.server.settings = ServerSettings("default", "http://prometheus", delay=delay)
+
+    def source(meter: _Meter, pick: Callable[[float, float], float]) -> Callable[[float, float], Any]:
+        return lambda after, until: [
+            (t, pick(n, x)) for t, n, x in meter.samples if after < t <= min(until, world.now - LATE)
+        ]
+
+    monkeypatch.setattr(_Meter, "source", source)
+    world.apply()
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    world.apply("2", strategy={"canary": {"steps": [{"weight": 50, "duration": "1h"}]}})
+    await world.run(600)
+    return world
+
+
+async def test_samples_that_come_too_late_are_not_called_a_lack_of_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await late_world(monkeypatch, delay=0)
+    told = world.condition("MetricsAvailable")
+    assert (told["status"], told["reason"]) == ("False", "SamplesLate")
+    assert "raise the delay of this Prometheus server" in told["message"]
+    assert "MetricsUnavailable" not in world.reasons()
+
+
+async def test_with_a_delay_late_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await late_world(monkeypatch, delay=10)
+    assert world.condition("MetricsAvailable")["reason"] == "MetricsAvailable"
+    revision, evidence = world.status["candidate"]["revision"], world.status["evidence"]
+    seen = evidence["metrics"]["errors"]["candidateRequests"]
+    assert seen == world.counted(revision, 0, evidence["consumed"])[0] > 1000
+
+
 async def test_a_watch_with_holdback_raises_no_such_alarm() -> None:
     world = await deployed()
     await candidate(world)
@@ -1027,6 +1068,53 @@ async def test_what_a_rollout_lets_go_of_is_free_once_that_is_committed() -> Non
     world.apply("1", service={"name": "other", "ports": [{"port": 80}]})
     await world.run(10)
     assert conflict(waiting) is None
+
+
+# Tracked configuration
+
+
+SETTINGS: Object = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "settings", "namespace": NAMESPACE},
+    "data": {"threshold": "0.5"},
+}
+
+
+async def settled(world: World, seconds: float) -> None:
+    """Let the news of the watches come, and time pass."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await world.run(seconds)
+
+
+async def test_configuration_that_is_made_anew_costs_neither_the_rollout_nor_the_way_back() -> None:
+    world = World(track_config=True)
+    container = {"name": "model", "image": "m", "envFrom": [{"configMapRef": {"name": "settings"}}]}
+    spec = {
+        "workload": {"replicas": 2, "trackConfig": True, "template": {"spec": {"containers": [container]}}}
+    }
+    world.cluster.seed(SETTINGS)
+    world.apply("1", **spec)
+    await world.run(300, until=lambda: world.phase == "Healthy")
+    world.apply("2", **spec)
+    for phase in ("Progressing", "Watching"):
+        await world.run(3600, until=lambda phase=phase: world.phase == phase)
+        compared = [world.status.get(role) for role in ("candidate", "stable", "previous")]
+        world.cluster.erase(CONFIG_MAP, NAMESPACE, "settings")
+        await settled(world, 20)
+        assert world.condition("Accepted")["reason"] == "ReferenceNotFound"
+        assert "ConfigMap settings" in world.condition("Accepted")["message"]
+        world.cluster.seed(SETTINGS)
+        await settled(world, 20)
+        assert world.condition("Accepted")["status"] == "True"
+        assert world.phase == phase
+        after = [world.status.get(role) for role in ("candidate", "stable", "previous")]
+        assert [(one or {}).get("revision") for one in after] == [
+            (one or {}).get("revision") for one in compared
+        ]
+    await world.run(3600, until=lambda: world.phase == "Healthy")
+    assert [entry["outcome"] for entry in world.status["history"]][:1] == ["Promoted"]
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["held", "not held"])

@@ -17,11 +17,13 @@ from prometheus_client import generate_latest
 
 from modelrollout.cluster.errors import ClusterError
 from modelrollout.cluster.kinds import (
+    CONFIG_MAP,
     HTTP_ROUTE,
     MODEL_ROLLOUT,
     POD,
     REVISION_LABEL,
     ROLLOUT_LABEL,
+    SECRET,
     SERVICE,
     SERVICE_NAME_LABEL,
     Kind,
@@ -52,6 +54,7 @@ START = 1_700_000_000.0
 ERRORS = {"name": "errors", "ratio": {"bad": 'requests_total{code="500"}', "total": "requests_total"}}
 SCRAPE = 15.0
 WARMUP = 30.0
+REFERRED = (CONFIG_MAP.kind, SECRET.kind)  # no watch of the whole kind brings these
 
 
 def manifest(version: str = "1", **spec: Any) -> Object:
@@ -132,7 +135,14 @@ class World:
     """One rollout and all that is around it. `errors`: share of bad answers by revision; `rate`: requests per second; `drawn`:
     percent of the requests that revisions get whatever their weight, as long as they have one."""
 
-    def __init__(self, *, hooks: Hooks | None = None, timing: Timing | None = None, seed: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        hooks: Hooks | None = None,
+        timing: Timing | None = None,
+        seed: int = 1,
+        track_config: bool = False,
+    ) -> None:
         self.now = START
         self.behind = 0.0  # seconds that the operator's clock is behind all others
         self.cluster = FakeCluster(hooks=hooks, now=lambda: self.now)
@@ -142,6 +152,7 @@ class World:
         self.servers: dict[str, DirectServer] = {"default": self.server}
         self.timing = timing or Timing()
         self.rights = GateRights()
+        self.track_config = track_config
         self.errors: dict[str, float] = {}
         self.rate = 20.0
         self.drawn: dict[str, int] = {}
@@ -179,13 +190,18 @@ class World:
                 acceptance=self.acceptance,
                 metrics=self.metrics,
                 timing=self.timing,
-                sources=Sources(self.store, References(self.cluster, self.store, self._concern)),
+                sources=Sources(
+                    self.store,
+                    References(self.cluster, self.store, self._concern),
+                    track_config=self.track_config,
+                ),
                 gates=Gates(self.cluster, self.rights, pods=self.store.pods_owned_by, now=self.clock),
                 now=self.clock,
             )
         )
         for ref in sorted(self.cluster._objects):
-            self.store.put(self.cluster._objects[ref])
+            if ref.kind not in REFERRED:
+                self.store.put(self.cluster._objects[ref])
         for key in self.store.rollouts():
             self.acceptance.rollout_changed(key)
         self.dirty, self.due, self.failed = True, math.inf, 0
@@ -198,7 +214,7 @@ class World:
         self.dirty = self.dirty or KEY in keys
 
     def _see(self, type: str, obj: Object) -> None:
-        if obj["kind"] == "Event":
+        if obj["kind"] == "Event" or obj["kind"] in REFERRED:
             return
         if obj["metadata"]["name"] in self.veiled:
             early = obj["metadata"] | {"resourceVersion": "1"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .world import World
+from tests.unit.decision.world import World
 
 
 @pytest.fixture

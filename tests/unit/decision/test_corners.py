@@ -10,8 +10,7 @@ import pytest
 from modelrollout.api.status import Status
 from modelrollout.decision.decide import decide
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
-
-from .world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, START, TIMING, World, assessment, spec_of, started
 
 OUTLIER = replace(NEUTRAL, assessment=assessment(outlier=True))
 
@@ -148,6 +147,21 @@ class TestUnstable:
         world.ask("retry").run(5)
         started(world).run(10)
         assert world.status.phase == "Progressing"
+
+    def test_restarts_count_from_what_is_left_once_the_pods_that_had_them_are_gone(
+        self, world: World
+    ) -> None:
+        started(world)
+        world.restarts[world.revision] = 2
+        for _ in range(200):
+            if world.tick(5).status.step.index == 1:
+                break
+        world.restarts[world.revision] = 0
+        world.ask("restart").run(10)
+        assert world.status.step.index == 1
+        world.restarts[world.revision] = 3
+        world.until("RolledBack", limit=100)
+        assert world.status.history[0].reason == "CandidateUnstable"
 
 
 class TestPauses:

@@ -10,8 +10,7 @@ import pytest
 
 from modelrollout.api.status import GateState, GateStatus, Phase
 from modelrollout.decision.types import Data, GateReading
-
-from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, World, assessment, spec_of
 
 TEMPLATE = {"spec": {"containers": [{"name": "e", "image": "e"}]}}
 

@@ -16,8 +16,7 @@ from modelrollout.api.conditions import Reason
 from modelrollout.api.status import Status
 from modelrollout.api.validate import parse
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
-
-from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, superior
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, superior
 
 ROUNDS = 40  # within which a world that nobody touches must come to rest
 

@@ -17,8 +17,7 @@ from modelrollout.decision import capacity, chain, clocks, decide, gates, transi
 from modelrollout.decision.report import report
 from modelrollout.decision.round import Round
 from modelrollout.decision.types import Data, Judgement
-
-from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, started
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, started
 
 
 def tried() -> World:

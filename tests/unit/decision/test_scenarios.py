@@ -9,8 +9,7 @@ import pytest
 
 from modelrollout.api.status import Phase
 from modelrollout.decision.types import Data, GuardrailReading, Judgement
-
-from .world import BAD, GOOD, NEUTRAL, START, World, assessment, spec_of, started
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, START, World, assessment, spec_of, started
 
 OUTAGE = Judgement(
     data=Data.UNAVAILABLE, problem="DuplicateSeries: errors", failed_polls=3, outage_since=START
@@ -499,6 +498,16 @@ def test_a_wrong_split_holds_then_pauses(world: World) -> None:
     assert world.status.phase == "Progressing"
     world.until("Paused", limit=400)
     assert world.condition("Reconciling") == ("True", "TrafficMismatch")
+
+
+def test_the_step_says_what_it_waits_for(world: World) -> None:
+    said = set()
+    for _ in range(40):
+        world.tick(5)
+        reason = world.status.step.reason if world.status.step else None
+        assert reason in (None, world.condition("Reconciling")[1])
+        said.add(reason)
+    assert said >= {"AwaitingPods", "AwaitingDuration"}
 
 
 def test_mode_off_promotes_after_the_steps_unproven() -> None:

@@ -12,8 +12,7 @@ import pytest
 
 from modelrollout.api.status import Phase
 from modelrollout.decision.types import Data, Judgement
-
-from .world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, started
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, started
 
 SCORE_SILENT = replace(GOOD, assessment=assessment(harmless=True, score=True))
 

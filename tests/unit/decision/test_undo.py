@@ -8,8 +8,7 @@ import pytest
 
 from modelrollout.decision.decide import decide
 from modelrollout.decision.types import Decision, Observation, Wish
-
-from .world import GOOD, TIMING, World, spec_of
+from tests.unit.decision.world import GOOD, TIMING, World, spec_of
 
 
 @dataclass

@@ -27,8 +27,7 @@ from modelrollout.decision.types import (
     Wish,
 )
 from modelrollout.evidence.verdict import Assessment, MetricAssessment, Verdict
-
-from .rules import Case, Rules
+from tests.unit.decision.rules import Case, Rules
 
 TIMING = Timing()
 START = 1_800_000_000.0

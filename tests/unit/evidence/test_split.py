@@ -45,6 +45,13 @@ def test_it_is_cleared_by_the_next_pooled_window_inside() -> None:
     assert not see(10, *[(100, 900)] * 3, split=off).off
 
 
+@pytest.mark.parametrize("weight", [0, 100])
+def test_where_nothing_is_split_nothing_is_off(weight: int) -> None:
+    off = see(10, *[(200, 800)] * 3)
+    assert not see(weight, (0, 1000), split=off).off
+    assert not see(10, (200, 800), split=see(weight, (0, 1000), split=off)).off
+
+
 def test_a_window_too_small_to_tell_leaves_it_as_it_is() -> None:
     off = see(10, *[(200, 800)] * 3)
     assert see(10, *[(1, 9)] * 3, split=off).off

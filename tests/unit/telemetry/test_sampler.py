@@ -100,6 +100,19 @@ async def test_nothing_is_asked_before_a_poll_is_complete(
     assert next_poll(T0, PACE, T0 + 3) == T0 + 30
 
 
+async def test_where_samples_are_late_a_poll_is_read_later(
+    server: PrometheusServer, fake: FakePrometheus
+) -> None:
+    late = replace(PACE, delay=20)
+    assert next_poll(T0, late, T0 + 3) == T0 + 50
+    assert (await sample(server, queries(ERRORS), SCOPE, late, since=T0, now=T0 + 49)).data is Data.NONE
+    got = await sample(server, queries(ERRORS), SCOPE, late, since=T0, now=T0 + 50)
+    assert (got.cut, got.data, counts(got, "errors")) == (T0 + 15, Data.OK, [(300, 150)])
+    assert {query.time for query in fake.queries} == {T0 + 15}
+    first = await sample(server, queries(ERRORS), SCOPE, late, since=None, now=T0)
+    assert first.cut == T0 - 35
+
+
 async def test_one_query_of_a_selector_serves_both_sides_and_only_this_namespace(
     server: PrometheusServer, fake: FakePrometheus
 ) -> None:

@@ -202,6 +202,10 @@ async def test_an_observer_is_told_of_every_query(fake: FakePrometheus, pool: Th
         pytest.param({}, "url is ''", id="no URL"),
         pytest.param({"url": "http://u:p@h"}, "leave the credentials out", id="credentials in the URL"),
         pytest.param({"url": "http://p", "token": "x"}, "'token' is no setting", id="an unknown key"),
+        pytest.param(
+            {"url": "http://p", "delay": "45"}, "delay is '45': write a duration", id="a delay without a unit"
+        ),
+        pytest.param({"url": "http://p", "delay": 45}, "delay is 45", id="a delay that is a number"),
         pytest.param({"url": "http://p", "headers": "x"}, "headers is 'x'", id="headers that are no mapping"),
         pytest.param(
             {"url": "http://p", "bearerToken": "x", "bearerTokenFile": "y"}, "both given", id="two tokens"
@@ -220,10 +224,13 @@ def test_bad_settings_are_named(config: dict[str, object], says: str) -> None:
 
 
 def test_good_settings_are_read() -> None:
-    read = read_settings("default", {"url": "https://p", "podLabel": "k8s_pod", "caFile": "/ca"})
-    assert (read.name, read.pod_label, read.ca_file, read.namespace_label) == (
+    given = {"url": "https://p", "podLabel": "k8s_pod", "caFile": "/ca", "delay": "1m30s"}
+    read = read_settings("default", given)
+    assert (read.name, read.pod_label, read.ca_file, read.namespace_label, read.delay) == (
         "default",
         "k8s_pod",
         "/ca",
         "namespace",
+        90,
     )
+    assert read_settings("default", {"url": "https://p"}).delay == 0

@@ -446,6 +446,39 @@ def test_more_headers_than_a_match_takes_are_refused_before_the_route_is() -> No
     assert problem.message.endswith("an HTTPRoute takes 16: compare fewer")
 
 
+FULL = [{"headers": [{"name": f"x-{number}", "value": "1"} for number in range(16)]}]
+FILTERS = [{"extensionRef": {"group": "e", "kind": "Filter", "name": f"f{number}"}} for number in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("route", "blue_green", "says"),
+    [
+        (
+            {"matches": FULL},
+            {"approval": True, "previewHeader": {"name": "x-preview", "value": "1"}},
+            "previewHeader",
+        ),
+        ({"matches": FULL}, {"approval": True, "previewHeader": {"name": "X-3", "value": "1"}}, None),
+        ({"matches": FULL}, {"approval": True}, None),
+        ({"filters": FILTERS}, {"mirror": 10}, "mirror"),
+        ({"filters": FILTERS[1:]}, {"mirror": 10}, None),
+        ({"filters": FILTERS}, {"approval": True}, None),
+    ],
+    ids=[
+        "the header of a preview is one too many",
+        "the header of a preview takes the place of another",
+        "a match is full and nothing is added",
+        "the filter that copies is one too many",
+        "a filter has room for the copies",
+        "filters are full and nothing is copied",
+    ],
+)
+def test_what_is_added_to_the_route_has_room(route: Object, blue_green: Object, says: str | None) -> None:
+    gateway = {"gatewayAPI": {"parentRefs": PARENTS, **route}}
+    found = ROUTER.validate(spec_of(manifest(traffic=gateway, strategy={"blueGreen": blue_green})))
+    assert [says in problem.message for problem in found] == ([True] if says else [])
+
+
 def sticking(**stickiness: Any) -> Status:
     """A step that keeps users on their side."""
     step = PlanStep(id="a", weight=10, stickiness=Stickiness(cookie="side", **stickiness))

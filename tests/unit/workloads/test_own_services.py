@@ -27,9 +27,8 @@ from modelrollout.workloads.own_services import (
     undone_services,
     with_capacity,
 )
-
-from .manifests import Object, manifest, spec_of
-from .server import pod_object
+from tests.unit.workloads.manifests import Object, manifest, spec_of
+from tests.unit.workloads.server import pod_object
 
 NOW = 1_800_000_000.0
 GATEWAY = {"gatewayAPI": {"parentRefs": [{"name": "public"}]}}

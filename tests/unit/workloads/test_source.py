@@ -35,8 +35,7 @@ from modelrollout.workloads.takeover import (
     scale_down,
     scaled_up_again,
 )
-
-from .manifests import PLAIN, manifest, spec_of
+from tests.unit.workloads.manifests import PLAIN, manifest, spec_of
 
 KINDS = {"ConfigMap": CONFIG_MAP, "Secret": SECRET}
 CONTAINER = {"name": "model", "image": "model"}
@@ -107,7 +106,40 @@ def test_what_is_used_is_part_of_the_revision(template: Object, kind: str) -> No
     one, two = (hash_revision(whole(spec, config(kind, digest))) for digest in ("1", "2"))
     assert one != two
     assert one == hash_revision(whole(spec, config(kind, "1"), config(kind, "3", name="unrelated")))
-    assert hash_revision(whole(spec)) not in (one, two)
+
+
+@pytest.mark.parametrize(("template", "kind"), USES.values(), ids=USES)
+def test_what_is_needed_and_missing_is_named_and_is_no_revision(template: Object, kind: str) -> None:
+    _, problem = filled_in(tracking(template), Store(), track=True)
+    assert problem is not None
+    assert problem.reason is Reason.REFERENCE_NOT_FOUND
+    assert f"needs {kind} x, which does not exist" in problem.message
+
+
+def optional(used: Any) -> Any:
+    """The same with each reference to x marked optional."""
+    if isinstance(used, list):
+        return [optional(part) for part in used]
+    if not isinstance(used, dict):
+        return used
+    mark = {"optional": True} if "x" in (used.get("name"), used.get("secretName")) else {}
+    return {key: optional(value) for key, value in used.items()} | mark
+
+
+@pytest.mark.parametrize(("template", "kind"), USES.values(), ids=USES)
+def test_what_is_optional_may_be_missing_and_that_is_a_revision_of_its_own(
+    template: Object, kind: str
+) -> None:
+    spec = tracking(optional(template))
+    assert hash_revision(whole(spec)) != hash_revision(whole(spec, config(kind, "1")))
+
+
+def test_what_one_container_needs_is_needed_though_it_is_optional_to_another() -> None:
+    used = USES["all variables of a ConfigMap"][0]
+    both = copy.deepcopy(used)
+    both["spec"]["initContainers"] = optional(used)["spec"]["containers"]
+    _, problem = filled_in(tracking(both), Store(), track=True)
+    assert problem is not None
 
 
 def test_what_is_not_configuration_is_not_looked_for() -> None:
