@@ -445,7 +445,7 @@ class TestDurationEdits:
 
     def test_a_resumption_with_another_deadline_grants_that_one(self, world: World) -> None:
         world.edit(analysis={**self.ANALYSIS, "deadline": "1h"})
-        started(world).judge(NEUTRAL).until("Paused", limit=3700)
+        started(world).judge(NEUTRAL).until("Paused", limit=4000)
         world.edit(analysis={**self.ANALYSIS, "deadline": "3h"}).ask("resume").tick(0)
         assert world.status.deadline_at == world.now + 3 * 3600
 
