@@ -64,16 +64,21 @@ class _Stretch:
 
 
 class Meter:
-    """Counters that grow at rates which change now and then; their values at any past time are fixed for ever."""
+    """Counters that grow at rates which change now and then; their values at any past time are fixed for ever.
+
+    Requests come after the first scrape. Of earlier ones it depends on the container's start whether they count, and a slow
+    machine tells of that when it pleases.
+    """
 
     def __init__(self, start: float, errors: float) -> None:
         self.start = start
+        self._first = (math.floor(start / EVERY) + 1) * EVERY
         self.end = math.inf
         self._stretches = [_Stretch(start, 0.0, 0.0, 0.0, errors)]
 
     def change(self, at: float, *, rate: float | None = None, errors: float | None = None) -> None:
         """From now on, another rate of requests or another share of errors."""
-        last = self._stretches[-1]
+        last, at = self._stretches[-1], max(at, self._first)
         rate, errors = last.rate if rate is None else rate, last.errors if errors is None else errors
         if (rate, errors) != (last.rate, last.errors):
             self._stretches.append(_Stretch(at, *last.at(at), rate, errors))
