@@ -458,7 +458,7 @@ FILTERS = [{"extensionRef": {"group": "e", "kind": "Filter", "name": f"f{number}
             {"approval": True, "previewHeader": {"name": "x-preview", "value": "1"}},
             "previewHeader",
         ),
-        ({"matches": FULL}, {"approval": True, "previewHeader": {"name": "X-3", "value": "1"}}, None),
+        ({"matches": FULL}, {"approval": True, "previewHeader": {"name": "X-3", "value": "2"}}, None),
         ({"matches": FULL}, {"approval": True}, None),
         ({"filters": FILTERS}, {"mirror": 10}, "mirror"),
         ({"filters": FILTERS[1:]}, {"mirror": 10}, None),
