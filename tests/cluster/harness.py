@@ -613,6 +613,12 @@ class Rollout:
         self.apply(version, uri, **spec)
         return str(self.wait_phase("Healthy")["status"]["stable"]["revision"])
 
+    def compare(self, **spec: Any) -> tuple[str, str]:
+        """The first deployment, and a second version in its first step; both revisions."""
+        old = self.deploy("1")
+        self.apply("2", **spec)
+        return old, str(self.wait_step("1/2")["status"]["candidate"]["revision"])
+
     def wait_step(self, display: str) -> Object:
         """The step's clock runs."""
 

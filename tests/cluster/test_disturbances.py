@@ -314,9 +314,7 @@ def a_webhook_that_is_away_keeps_traffic_neither_on_dead_pods_nor_on_a_harmful_c
     world: World,
 ) -> None:
     rollout = world.rollout()
-    old = rollout.deploy("1")
-    rollout.apply("2", strategy=LONG)
-    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    old, new = rollout.compare(strategy=LONG)
     with webhook_away(rollout):
         rollout.set_ready(old, False)
         dead = rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 100, "all on the candidate")
@@ -350,9 +348,7 @@ def a_webhook_that_is_away_keeps_traffic_neither_on_dead_pods_nor_on_a_harmful_c
 @story
 def a_route_that_another_writer_reverts_is_put_right_and_contested_after_three_times(world: World) -> None:
     rollout = world.rollout()
-    old = rollout.deploy("1")
-    rollout.apply("2", strategy=LONG)
-    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    old, new = rollout.compare(strategy=LONG)
     wanted = {rollout.child(old): 80, rollout.child(new): 20}
     for _ in range(3):
         foreign = version_of(revert(rollout, {rollout.child(old): 100}))
@@ -419,9 +415,7 @@ def children_that_another_writer_changes_or_deletes_are_put_right(world: World) 
 def children_whose_label_is_taken_off_get_it_back_and_no_traffic_moves(world: World) -> None:
     """The control plane takes the label off the EndpointSlices of the Service too, and puts it back there."""
     rollout = world.rollout()
-    old = rollout.deploy("1")
-    rollout.apply("2", strategy=LONG)
-    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    old, new = rollout.compare(strategy=LONG)
     label = "modelrollout.dev/rollout"
     services = path_of("v1", "services", rollout.namespace)
     taken_off = (
@@ -567,9 +561,7 @@ def later_second(rollout: Rollout) -> bool:
 @story
 def traffic_can_not_be_exchanged_in_the_middle_of_a_rollout(world: World) -> None:
     rollout = world.rollout()
-    rollout.deploy("1")
-    rollout.apply("2", strategy=LONG)
-    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    _, new = rollout.compare(strategy=LONG)
     rollout.apply("2", strategy=LONG, traffic={"podRatio": {}})
     refused = rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
     assert condition(refused, "Accepted")["reason"] == "NotNow"

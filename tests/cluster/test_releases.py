@@ -182,9 +182,7 @@ def a_route_that_the_gateway_refuses_is_rolled_back_once_it_is_read_back(world: 
 @story
 def the_third_revision_in_a_row_is_what_gets_promoted(world: World) -> None:
     rollout = world.rollout()
-    first = rollout.deploy("1")
-    rollout.apply("2")
-    second = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    first, second = rollout.compare()
     rollout.apply("3")
     rollout.wait_phase("Watching")
     done = rollout.wait_phase("Healthy")["status"]
@@ -219,9 +217,7 @@ def going_back_to_the_old_version_during_the_watch_is_no_new_release(world: Worl
 @story
 def abort_takes_the_traffic_back_and_retry_tries_the_same_again(world: World) -> None:
     rollout = world.rollout()
-    rollout.deploy("1")
-    rollout.apply("2", strategy=LONG)
-    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    _, new = rollout.compare(strategy=LONG)
     rollout.ask("abort", new)
     assert rollout.wait_phase("RolledBack")["status"]["rejected"]["reason"] == "Aborted"
     rollout.patch(strategy={"canary": {"steps": [{"weight": 50, "duration": "2s"}]}})
@@ -233,9 +229,7 @@ def abort_takes_the_traffic_back_and_retry_tries_the_same_again(world: World) ->
 @story
 def promote_skips_what_is_left_and_the_history_says_that_nothing_was_proven(world: World) -> None:
     rollout = world.rollout()
-    rollout.deploy("1")
-    rollout.apply("2", strategy=LONG)
-    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    _, new = rollout.compare(strategy=LONG)
     rollout.ask("promote", new)
     done = rollout.wait_phase("Watching")["status"]
     assert done["stable"]["revision"] == new
@@ -361,9 +355,7 @@ def replicas_written_through_the_scale_subresource_grow_both_sides_without_a_dro
     world: World,
 ) -> None:
     rollout = world.rollout()
-    old = rollout.deploy("1")
-    rollout.apply("2", strategy=LONG)
-    new = rollout.wait_step("1/2")["status"]["candidate"]["revision"]
+    old, new = rollout.compare(strategy=LONG)
     scale = rollout.client.get(f"{rollout.path}/scale")
     assert scale["status"]["selector"] == "modelrollout.dev/rollout=fraud"
     scale["spec"]["replicas"] = 6
