@@ -227,6 +227,11 @@ def services(stable: str, candidate: str | None = None) -> Object:
     return {"workload": {"services": {"stable": {"name": f"fraud-{stable}"}, **second}}}
 
 
+def scale(rollout: Rollout, app: str, replicas: int) -> None:
+    path = path_of(*DEPLOYMENTS, rollout.namespace, f"model-{app}")
+    rollout.client.patch(path, {"spec": {"replicas": replicas}})
+
+
 def routed(rollout: Rollout) -> dict[str, int]:
     refs = rollout.route()["spec"]["rules"][0]["backendRefs"]
     return {ref["name"]: ref["weight"] for ref in refs}
@@ -303,20 +308,28 @@ def test_a_candidate_without_pods_is_rolled_back_and_gets_no_request(pair: Rollo
     assert all("fraud-v9" not in str(r) for r in pair.world.routes.versions(pair.namespace, "fraud"))
 
 
-def test_whoever_takes_over_must_have_as_many_pods(pair: Rollout) -> None:
-    put(pair, deployment(pair.namespace, "model-v8", app="v8", replicas=1))
+def test_whoever_takes_over_must_have_as_many_pods_as_the_baseline_grew_to(pair: Rollout) -> None:
+    put(pair, deployment(pair.namespace, "model-v8", app="v8"))
     put(pair, service(pair.namespace, "fraud-v8", app="v8"))
-    brief = {"analysis": OFF, **QUICK}
+    brief = {
+        "analysis": OFF,
+        "strategy": {"canary": {"steps": [{"weight": 50, "approval": True}]}},
+        "watch": {"duration": "0s"},
+    }
     pair.deploy("1", **services("v1"), **brief)
     pair.apply("8", **services("v1", "v8"), **brief)
+    status = pair.wait_step("1/1")["status"]
+    scale(pair, "v1", 3)
+    pair.wait(lambda obj: obj["status"]["stable"]["ready"] == 3, "the growth of the baseline")
+    pair.ask("approve", f"{status['candidate']['revision']}/{status['step']['id']}")
     pair.wait(phase_is("Promoting"), "the promotion")
-    path = path_of(*DEPLOYMENTS, pair.namespace, "model-v8")
-    pair.client.patch(path, {"spec": {"replicas": 2}})
+    scale(pair, "v8", 3)
     pair.wait_phase("Healthy")
     full = [
         s for s in pair.history() if s.get("phase") == "Promoting" and s["weights"].get("candidate") == 100
     ]
-    assert all(s["candidate"]["ready"] == 2 for s in full)
+    assert full
+    assert all(s["candidate"]["ready"] == 3 for s in full)
 
 
 REFUSED = {

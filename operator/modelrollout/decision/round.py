@@ -88,11 +88,11 @@ class Round:
 
     @property
     def capacity(self) -> int:
-        """Pods that carry all traffic (S9): from start to the end of the watch never fewer than at the start, but where the
-        user's own scaler took some of the user's pods away."""
+        """Pods that carry all traffic (S9): from start to the end of the watch never fewer than at the start. The user's own
+        pods have a scaler of the user's: with them it is what the baseline grew to, or what was left of it."""
         at_start, stable = self.status.capacity_at_start or 0, self.view(self.status.stable)
         if self.spec.workload.services is not None:
-            at_start = min(at_start, stable.pods - stable.leaving)
+            at_start = min(max(at_start, stable.ready), stable.pods - stable.leaving)
         return max(self.spec.workload.replicas, at_start)
 
     @property
