@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from lab.kube import KubeClient, KubeError, Object, path_of
-from lab.process import Keeper, LabError, Process, kept_port
+from lab.process import Keeper, LabError, Process, answers, kept_port
 
 # Who speaks to the API server, each with a token of its own, so that the audit log tells them apart.
 _MASTERS = "system:masters"
@@ -108,7 +108,7 @@ class ControlPlane:
     def start(self) -> None:
         """Start what does not run and wait until the API server serves. Raises LabError with the log's end if not."""
         self._write_files()
-        self.etcd.start()
+        self.start_etcd()
         self.start_apiserver()
         # They give up after ten seconds without an API server, so they come last.
         self.controllers.start()
@@ -119,6 +119,11 @@ class ControlPlane:
             process.signal(signal.SIGTERM)
         for process in (self.scheduler, self.controllers, self.apiserver, self.etcd):
             process.stop(grace=_GRACE)
+
+    def start_etcd(self) -> None:
+        """Start etcd and wait until it serves: an API server that finds none gives up after 20 seconds."""
+        self.etcd.start()
+        self.etcd.wait_ready(lambda: answers(f"http://127.0.0.1:{self._ports['etcd']}/health"))
 
     def start_apiserver(self) -> None:
         """Start the API server and wait until it is ready."""

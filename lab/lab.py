@@ -333,7 +333,7 @@ class Lab:
     def restart_etcd(self) -> None:
         """Stop etcd and start it again with the same data."""
         self._plane.etcd.stop()
-        self._plane.etcd.start()
+        self._plane.start_etcd()
         self._write_state()
 
     def stop_prometheus(self) -> None:

@@ -7,14 +7,13 @@ one rule more than usual puts that in the place of the address, and `instance` s
 from __future__ import annotations
 
 import json
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lab.process import Keeper, Process, kept_port
+from lab.process import Keeper, Process, answers, kept_port
 
 ADDRESS_ANNOTATION = "lab.modelrollout.dev/address"
 _ADDRESS = "__meta_kubernetes_pod_annotation_lab_modelrollout_dev_address"
@@ -58,11 +57,7 @@ class Monitoring:
         self.process.stop(grace=20.0)
 
     def ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=2.0) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        return answers(f"{self.url}/-/ready")
 
     def targets(self) -> list[dict[str, Any]]:
         """The active targets, as Prometheus' API gives them: labels, health, lastError, scrapeUrl."""

@@ -9,6 +9,7 @@ not do: it is bound to the life of the thread that forked, and only Linux has it
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -79,6 +81,15 @@ def kept_port(file: Path) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(str(port))
     return port
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers a URL with 200, within two seconds."""
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as answer:
+            return bool(answer.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def is_alive(pid: int) -> bool:
