@@ -174,7 +174,11 @@ class Reason(_Documented):
     SCORE_OUT_OF_RANGE = "ScoreOutOfRange", "Values of a score lie outside of its min and max."
 
     # TrafficVerified
-    TRAFFIC_VERIFIED = "TrafficVerified", "The observed split agrees with the route."
+    TRAFFIC_VERIFIED = "TrafficVerified", "The route is in effect, and no observed split speaks against it."
+    SPLIT_NOT_CHECKED = (
+        "SplitNotChecked",
+        "The route is in effect; whether requests follow it can't be observed.",
+    )
     ROUTE_CONTESTED = "RouteContested", "Another writer keeps changing our route; the message names it."
     TRAFFIC_MISMATCH = "TrafficMismatch", "The observed split differs from the route's weights."
     POD_OUTLIER = "PodOutlier", "The harm rests on one group of pods, so it may be a node and not the model."

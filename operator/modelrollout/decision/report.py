@@ -244,4 +244,25 @@ def _traffic_verified(round: Round) -> Wanted:
         return Wanted(kind, "False", Reason.TRAFFIC_MISMATCH, round.judged.split_off or "")
     if round.seen.route.routed_since is None:
         return Wanted(kind, "Unknown", Reason.AWAITING_ROUTE, route.problem or "")
+    unseen = _unseen_split(round)
+    if unseen:
+        return Wanted(kind, "Unknown", Reason.SPLIT_NOT_CHECKED, unseen)
     return Wanted(kind, "True", Reason.TRAFFIC_VERIFIED)
+
+
+def _unseen_split(round: Round) -> str:
+    """Why nobody can say whether requests follow the weights; empty if the judge can, or if all go one way."""
+    weights, step = round.status.weights, round.status.trying
+    if weights.mirror:
+        return "the candidate counts copies like requests"
+    if weights.matched:
+        return "how many requests match is not known"
+    if not (weights.candidate and weights.stable) and not weights.previous:
+        return ""
+    if round.spec.analysis.mode == "Off":
+        return "nothing is measured (analysis.mode is Off)"
+    if round.pod_ratio:
+        return "the number of ready pods makes the split"
+    if step is not None and step.stickiness is not None:
+        return "users are drawn, and some of them ask more than others"
+    return ""

@@ -512,3 +512,34 @@ class TestBesideTheWeight:
         assert (world.status.weights.candidate, getattr(world.status.weights, part)) == (100, 0)
         world.lose(world.status.stable.revision, 0).run(60)
         assert (world.status.weights.candidate, getattr(world.status.weights, part)) == (0, whole)
+
+
+STEP: dict[str, Any] = {"weight": 20, "duration": "1h"}
+COUNTED: dict[str, dict[str, Any]] = {
+    "requests are drawn": {},
+    "all go one way": {"strategy": {"canary": {"steps": [STEP | {"weight": 0}]}}},
+}
+UNCOUNTED: dict[str, dict[str, Any]] = {
+    "copies": {"strategy": TestShadow.STRATEGY},
+    "chosen requests": {"strategy": {"canary": {"steps": [STEP | {"weight": 0, "matches": CHOSEN}]}}},
+    "users are drawn": {"strategy": {"abTest": STEP | {"stickiness": {"cookie": "side"}}}},
+    "pods make the split": {"traffic": {"podRatio": {}}, "workload": {"replicas": 5}},
+    "nothing is measured": {"analysis": {"mode": "Off"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        *(pytest.param(spec, ("True", "TrafficVerified"), id=name) for name, spec in COUNTED.items()),
+        *(pytest.param(spec, ("Unknown", "SplitNotChecked"), id=name) for name, spec in UNCOUNTED.items()),
+    ],
+)
+def test_a_split_is_verified_only_where_it_can_be_counted(
+    spec: dict[str, Any], said: tuple[str, str]
+) -> None:
+    plain = {"strategy": {"canary": {"steps": [STEP]}}}
+    world = started(released(**{**plain, **spec})).judge(NEUTRAL)
+    world.run(60)
+    assert world.status.phase == Phase.PROGRESSING
+    assert world.condition("TrafficVerified") == said
