@@ -14,7 +14,6 @@ from modelrollout.planning.forecast import (
     RESTART,
     forecast_harm,
     forecast_harmless,
-    may_advance,
     smallest_detectable,
 )
 
@@ -140,11 +139,3 @@ def test_remaining_reaches_zero_about_when_it_said() -> None:
             break
     assert said == pytest.approx(100 * i, rel=0.05)
     assert found.log_harmless >= log(20)
-
-
-def test_may_advance_is_offered_to_planning() -> None:
-    plan = Plan((metric(),), 0.01, 0.05, 1, "a", "b", settle=30, interval=15)
-    assessment = assess(plan, begin(plan, None), weight=0, rate=None)
-    assert not may_advance(
-        assessment, 2, settle=30, scrape_interval=15, interval=15, exposure_budget=120, rate=100
-    )

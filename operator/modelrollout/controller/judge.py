@@ -141,6 +141,7 @@ class Judge:
             memory.judged,
             assessment=assessment,
             state=state,
+            delay=case.pace.delay,
             pending=memory.look is not None or memory.unread or memory.unaware is not None,
             alarm=raised(memory.alarms),
             notes={**memory.judged.notes, **_doubts(assessment, case.candidate)},

@@ -432,6 +432,7 @@ def _evidence_allows(round: Round, weight: int) -> bool:
         weight,
         settle=analysis.settle,
         scrape_interval=analysis.scrape_interval,
+        delay=round.judged.delay,
         interval=analysis.interval,
         exposure_budget=analysis.exposure_budget,
         rate=round.judged.rate,

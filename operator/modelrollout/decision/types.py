@@ -116,6 +116,7 @@ class Judgement:
     state: State | None = None  # evidence up to here
     guardrails: tuple[GuardrailReading, ...] = ()
     split_off: str | None = None  # "observed 2.1 % of requests, configured 10 %"
+    delay: float = 0.0  # seconds from a scrape until the server has its samples
     rate: float | None = None  # requests per second of both sides together
     forecast: Forecast | None = None  # made once an attempt, from what was measured before it
     notes: Mapping[str, str] = field(default_factory=dict)  # by metric: what a person should know of it

@@ -69,17 +69,18 @@ def may_advance(
     *,
     settle: float,
     scrape_interval: float,
+    delay: float,
     interval: float,
     exposure_budget: float,
     rate: float | None,
 ) -> bool:
     """Whether a planned step to `to_weight` percent is covered by what B says of each gating ratio and latency metric.
 
-    w' · (settle + scrapeInterval + 3 interval) · (B − 1) ≤ max(exposureBudget, 3 / (rate (p_s + d))), in seconds of all
+    w' · (settle + scrapeInterval + delay + 3 interval) · (B − 1) ≤ max(exposureBudget, 3 / (rate (p_s + d))), in seconds of all
     traffic at the baseline's rate: what could go wrong before harm would be seen. The second term, a few bad events, keeps quiet
     services from never advancing. Each of these metrics needs a settled poll of the present step; scores come late and do not gate this. `rate` in requests/s, None if not known.
     """
-    blind = settle + scrape_interval + 3 * interval
+    blind = settle + scrape_interval + delay + 3 * interval
     judging = [m for m in assessment.metrics if m.gating and m.kind != "score"]
     if not judging:
         return max(assessment.step_polls, assessment.settled_polls) >= 1

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import erfc, exp, log, sqrt
 
-from modelrollout.evidence.engine import may_advance
 from modelrollout.evidence.plan import MetricTest
 from modelrollout.evidence.power import (
     MOST_REQUESTS,
@@ -24,7 +23,6 @@ __all__ = [
     "Forecast",
     "forecast_harm",
     "forecast_harmless",
-    "may_advance",
     "remaining_requests",
     "smallest_detectable",
     "smallest_improvement",

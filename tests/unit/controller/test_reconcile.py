@@ -30,6 +30,7 @@ from modelrollout.cluster.store import Key
 from modelrollout.controller import judge
 from modelrollout.controller.gates import GateRights
 from modelrollout.controller.memory import UnreadableStatus
+from modelrollout.decision.types import Judgement
 from modelrollout.telemetry.servers import ServerSettings
 from tests.unit.controller.world import (
     ERRORS,
@@ -607,7 +608,16 @@ async def test_samples_that_come_too_late_are_not_called_a_lack_of_requests(
 
 
 async def test_with_a_delay_late_samples_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    judgements: list[Judgement] = []
+    judging = judge.Judge.judge
+
+    async def noted(*given: Any) -> Judgement:
+        judgements.append(await judging(*given))
+        return judgements[-1]
+
+    monkeypatch.setattr(judge.Judge, "judge", noted)
     world = await late_world(monkeypatch, delay=10)
+    assert judgements[-1].delay == 10, "what a raise may cost is counted with it"
     assert world.condition("MetricsAvailable")["reason"] == "MetricsAvailable"
     revision, evidence = world.status["candidate"]["revision"], world.status["evidence"]
     seen = evidence["metrics"]["errors"]["candidateRequests"]

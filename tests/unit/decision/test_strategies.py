@@ -298,6 +298,14 @@ BETTER_BUT = replace(NEUTRAL, assessment=assessment(reward=True, superior=True))
 UNDECIDED = replace(NEUTRAL, assessment=assessment(reward=True))
 
 
+@pytest.mark.parametrize(("delay", "grows"), [(0.0, True), (300.0, False)])
+def test_a_planned_step_counts_the_time_until_samples_can_be_read(delay: float, grows: bool) -> None:
+    found = assessment()
+    found = replace(found, metrics=(replace(found.metrics[0], bound=30.0),))
+    world = released({"canary": {}}).judge(replace(NEUTRAL, assessment=found, delay=delay))
+    assert (max(weights(world, 60)) > world.status.plan[0].weight) is grows
+
+
 class TestABTest:
     TEST: ClassVar[dict[str, Any]] = {"reward": "clicks", "weight": 30, "duration": "30m"}
 

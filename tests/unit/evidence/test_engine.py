@@ -562,12 +562,18 @@ def test_scores_that_come_late_do_not_keep_the_weight() -> None:
     the_plan = plan(metric(), metric("quality", "score"))
     found = judge(the_plan, after(the_plan, [at(i) for i in range(40)]))
     assert (found.settled_polls, found.step_polls) == (0, 40)
-    given = {"settle": 30, "scrape_interval": 15, "interval": 15, "exposure_budget": 120}
+    given = {"settle": 30, "scrape_interval": 15, "delay": 0, "interval": 15, "exposure_budget": 120}
     assert may_advance(found, 50, rate=1000, **given)
 
 
 def advance_to(
-    weight: float, polls: int, *, factor: float = EQUAL, rate: float | None = 1000, **kinds: Kind
+    weight: float,
+    polls: int,
+    *,
+    factor: float = EQUAL,
+    rate: float | None = 1000,
+    delay: float = 0,
+    **kinds: Kind,
 ) -> bool:
     the_plan = plan(*(metric(n, k) for n, k in (kinds or {"errors": "ratio"}).items()))
     names = tuple(t.name for t in the_plan.metrics)
@@ -577,6 +583,7 @@ def advance_to(
         weight,
         settle=30,
         scrape_interval=15,
+        delay=delay,
         interval=15,
         exposure_budget=120,
         rate=rate,
@@ -589,6 +596,7 @@ ADVANCES: dict[str, tuple[Callable[[], bool], bool]] = {
     "two polls of 1000 allow a little": (lambda: advance_to(2, 2), True),
     "but not all if it looks twice as bad": (lambda: advance_to(50, 2, factor=2.0), False),
     "many polls of an equal candidate allow all": (lambda: advance_to(50, 40), True),
+    "but not if samples come late": (lambda: advance_to(50, 40, delay=3600), False),
     "a candidate that looks four times worse stays small": (lambda: advance_to(50, 40, factor=4.0), False),
     "a slow service may risk a few bad events": (lambda: advance_to(50, 1, rate=0.05), True),
     "an unknown rate counts as a fast one": (lambda: advance_to(50, 1, rate=None), False),
