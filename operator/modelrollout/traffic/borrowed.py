@@ -214,7 +214,7 @@ class BorrowedRouter:
                 f"traffic.{self.name} names {kind} {name}, which namespace {namespace} does not have: create it or "
                 f"correct the name; a kind that was installed after the operator started is found within 10 minutes",
             )
-        if ownership(rollout, live) is not Ownership.FOREIGN:
+        if ownership(rollout, live) in (Ownership.OURS, Ownership.STALE):  # the user's may carry our label
             return Problem(
                 Reason.NAME_TAKEN,
                 f"{kind} {name} is the operator's own (from traffic.gatewayAPI): name another route in traffic.{self.name}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import uuid
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from modelrollout.cluster.kinds import (
     CONFIG_MAP,
     CONTROLLER_REVISION,
     DEPLOYMENT,
+    HTTP_ROUTE,
     MODEL_ROLLOUT,
     REVISION_LABEL,
     ROLLOUT_LABEL,
@@ -799,6 +801,51 @@ async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
     await candidate(world)
     await world.run(60)
     assert "exceeded quota" in world.status["message"]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["from the start", "in the middle of a split"])
+async def test_a_users_route_that_comes_to_carry_our_label_and_name_is_still_the_users(before: bool) -> None:
+    """Tools put common labels on all objects of a release."""
+    label = {ROLLOUT_LABEL: NAME}
+    world, traffic = World(), {"httpRoute": {"name": NAME}}
+    rules = [{"backendRefs": [{"name": NAME, "port": 80, "weight": 1}]}]
+    world.cluster.seed(
+        {
+            "apiVersion": HTTP_ROUTE.api_version,
+            "kind": HTTP_ROUTE.kind,
+            "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": label if before else {}},
+            "spec": {"parentRefs": [{"name": "public"}], "rules": rules},
+        }
+    )
+    world.apply(traffic=traffic)
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    world.apply("2", traffic=traffic)
+    await world.run(120, until=lambda: 10 in world.weights.values())
+    if not before:
+        route = world.look(HTTP_ROUTE, NAME)
+        assert route is not None
+        route["metadata"]["labels"] = label
+        world.cluster.seed(route)
+        await world.run(60)
+    assert sorted(world.weights.values()) == [10, 90]
+    assert world.condition("Accepted")["status"] == "True"
+
+
+async def test_a_refusal_that_is_worded_anew_each_time_is_not_tried_again_at_once() -> None:
+    refused: list[str] = []
+
+    async def refuse(write: Write) -> None:
+        if write.kind == "Deployment" and armed:
+            refused.append(write.name)
+            raise Forbidden(f"denied by p.example.com, request {uuid.uuid4()}", status=403)
+
+    armed = False
+    world = await deployed(hooks=Hooks(before_write=refuse))
+    armed = True
+    await candidate(world)
+    await world.run(60)
+    assert "denied by p.example.com" in world.status["message"]
+    assert len(refused) < 20
 
 
 @pytest.mark.parametrize("pods", [1, 2], ids=["at the start", "at a larger step"])
