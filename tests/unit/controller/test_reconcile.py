@@ -386,7 +386,10 @@ async def test_events_are_posted_once_for_a_commit_and_never_without_one() -> No
 
 def listening(**container: Any) -> Object:
     """A workload whose pods have these ports."""
-    return {"replicas": 2, "template": {"spec": {"containers": [{"name": "model", "image": "m", **container}]}}}
+    return {
+        "replicas": 2,
+        "template": {"spec": {"containers": [{"name": "model", "image": "m", **container}]}},
+    }
 
 
 async def test_a_port_by_a_name_that_no_container_has_is_not_tried_with_requests() -> None:
