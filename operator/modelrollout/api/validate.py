@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from modelrollout.api.rules import NAME_LENGTH, NAME_MESSAGE, NAME_PATTERN, rules_of
+from modelrollout.api.rules import NAME_LENGTH, NAME_MESSAGE, NAME_PATTERN, PREVIEW_MESSAGE, rules_of
 from modelrollout.api.spec import LIST_KEYS, Spec
 from modelrollout.api.types import Model
 
@@ -45,6 +45,7 @@ def parse(obj: Mapping[str, Any]) -> tuple[Spec | None, list[Problem]]:
         spec = Spec.from_wire(data)
     except ValidationError as error:
         return None, [*problems, *_explain(error)]
+    problems += _preview_problems(obj, spec)
     problems += _walk(spec, "spec")
     problems += _template_problems(spec)
     return (None, problems) if problems else (spec, [])
@@ -55,6 +56,13 @@ def _name_problems(obj: Mapping[str, Any]) -> Iterator[Problem]:
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     if not isinstance(name, str) or len(name) > NAME_LENGTH or not _NAME.fullmatch(name):
         yield Problem("metadata.name", NAME_MESSAGE)
+
+
+def _preview_problems(obj: Mapping[str, Any], spec: Spec) -> Iterator[Problem]:
+    metadata = obj.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    if spec.strategy.blue_green is not None and spec.service.name == f"{name}-preview":
+        yield Problem("spec.service.name", PREVIEW_MESSAGE)
 
 
 def _template_problems(spec: Spec) -> Iterator[Problem]:

@@ -279,6 +279,12 @@ BAD: tuple[Bad, ...] = (
     bad("there is no service", "spec.service", DROP),
     bad("a service has no ports", "spec.service.ports", []),
     bad("a name of a Service has no capitals", "spec.service.name", "Fraud"),
+    bad(
+        "callers and those who preview would share a Service",
+        "spec.service.name",
+        "digits-preview",
+        also={**ROUTED, "spec.strategy": {"blueGreen": {"approval": True}}},
+    ),
     bad("port 0 does not exist", "spec.service.ports", [{"port": 0}], at="spec.service.ports[0].port"),
     bad("a port has no number", "spec.service.ports", [{"name": "http"}], at="spec.service.ports[0].port"),
     bad(
