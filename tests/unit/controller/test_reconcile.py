@@ -386,6 +386,32 @@ async def test_events_are_posted_once_for_a_commit_and_never_without_one() -> No
     assert world.reasons().count("RolloutStarted") == 2, "one for each attempt"
 
 
+def listening(**container: Any) -> Object:
+    """A workload whose pods have these ports."""
+    return {
+        "replicas": 2,
+        "template": {"spec": {"containers": [{"name": "model", "image": "m", **container}]}},
+    }
+
+
+async def test_a_port_by_a_name_that_no_container_has_is_not_tried_with_requests() -> None:
+    world = World()
+    by_name = {"ports": [{"port": 80, "targetPort": "web"}]}
+    world.apply("1", service=by_name, workload=listening(ports=[{"name": "web", "containerPort": 8080}]))
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    assert world.phase == "Healthy", world.status
+    serving = world.status["stable"]["revision"]
+    world.apply("2", service=by_name, workload=listening(ports=[{"name": "http", "containerPort": 8080}]))
+    await world.run(60)
+    said = world.condition("Accepted")
+    assert (said["status"], said["reason"]) == ("False", "InvalidSpec")
+    assert "port http goes to 'web'" in said["message"]
+    assert world.weights == {serving: 100}
+    world.apply("2", service=by_name, workload=listening(ports=[{"name": "web", "containerPort": 9090}]))
+    await world.run(60, until=lambda: "candidate" in world.status)
+    assert world.condition("Accepted")["status"] == "True"
+
+
 async def test_a_refused_event_breaks_nothing() -> None:
     async def refuse(write: Write) -> None:
         if write.kind == "Event":
