@@ -89,6 +89,14 @@ def test_every_object_is_named_once_and_says_to_which_release_it_belongs(
         assert len(obj["metadata"]["name"]) <= 63
 
 
+AGGREGATE = "rbac.authorization.k8s.io/aggregate-to-"
+
+
+def _for_users(role: Object) -> bool:
+    """Whether a role is part of the cluster's own roles, and not the operator's."""
+    return any(label.startswith(AGGREGATE) for label in role["metadata"]["labels"])
+
+
 class TestRights:
     def test_cluster_wide_the_operator_has_exactly_the_rights_it_needs(self, render: Render) -> None:
         objects = render()
@@ -145,6 +153,17 @@ class TestRights:
         given = [argument for argument in _container(objects)["args"] if argument.startswith("--gate-")]
         assert given == arguments
 
+    def test_users_who_look_can_change_nothing(self, render: Render) -> None:
+        users = [obj for obj in render({"userRoles": True}) if _for_users(obj)]
+        given = {obj["metadata"]["name"].rpartition("-")[2]: _rights(obj) for obj in users}
+        assert given.keys() == {"view", "edit"}
+        assert given["view"] == {("modelrollout.dev", "modelrollouts"): {"get", "list", "watch"}}
+        assert not [
+            obj
+            for obj in users
+            if f"{AGGREGATE}view" in obj["metadata"]["labels"] and _rights(obj) != given["view"]
+        ]
+
     def test_secrets_that_are_tracked_and_that_sign_are_granted_once(self, render: Render) -> None:
         role = _one(render({"trackConfig": True, "gates": {"secrets": True}}), "ClusterRole")
         assert _rights(role)["", "secrets"] == SEE | {"get"}
@@ -180,7 +199,7 @@ class TestRights:
         roles = {
             (o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"])
             for o in objects
-            if o["kind"].endswith("Role")
+            if o["kind"].endswith("Role") and not _for_users(o)
         }
         bound = set()
         for binding in (o for o in objects if o["kind"].endswith("Binding")):
@@ -364,6 +383,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a label that PromQL can't name": (_with_server(podLabel="pod-name"), "/servers/0/podLabel"),
     "a header with a colon": (_with_server(headers={"X-Scope:": "ml"}), "/servers/0/headers"),
     "a server name twice": ({"servers": [SERVER, SERVER]}, 'servers: the name "default" is given twice'),
+    "the cluster's roles for some namespaces": (
+        {"userRoles": True, "watchNamespaces": ["a"]},
+        "userRoles: the cluster's own",
+    ),
     "a duration without a unit": ({"timing": {"raiseAfter": "30"}}, "/timing/raiseAfter"),
     "a duration as a number": ({"timing": {"dataPlane": 5}}, "/timing/dataPlane"),
     "a time that does not exist": ({"timing": {"raise": "30s"}}, "/timing"),

@@ -57,7 +57,7 @@ class Running:
 
 # A namespace for each: the garbage collector needs half a minute to learn of a new kind.
 SCOPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "cluster-wide": ("rights-all", QUICK),
+    "cluster-wide": ("rights-all", QUICK | {"userRoles": True}),
     "per namespace": ("rights-one", QUICK | {"watchNamespaces": ["rights-one"]}),
 }
 
@@ -140,6 +140,24 @@ def test_a_release_needs_no_right_that_is_missing_and_nothing_is_refused(running
     )
     assert running.list("/apis/events.k8s.io/v1/events")
     assert not _refused(running)
+
+
+@pytest.mark.parametrize("role", ["view", "edit", "admin"])
+def test_the_clusters_own_roles_cover_modelrollouts_where_that_was_asked_for(
+    running: Running, role: str
+) -> None:
+    verbs = {"get", "list", "watch"}
+    if role != "view":
+        verbs |= {"create", "update", "patch", "delete"}
+
+    def granted() -> set[str]:
+        rules = running.client.get(f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{role}")["rules"]
+        return {
+            verb for rule in rules if rule.get("resources") == ["modelrollouts"] for verb in rule["verbs"]
+        }
+
+    wanted = verbs if running.namespace == "rights-all" else set()
+    running.wait(lambda: granted() == wanted, f"the rights of {role}")
 
 
 def test_a_route_is_written_with_these_rights(running: Running) -> None:

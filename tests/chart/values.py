@@ -50,5 +50,6 @@ SETS: dict[str, dict[str, Any]] = {
     "one server without a login": {"servers": [SERVER]},
     "two replicas that serve two namespaces": {"replicas": 2, "watchNamespaces": ["a", "b"]},
     "an account that exists already": {"serviceAccount": {"create": False, "name": "existing"}},
+    "users who look and users who release": {"userRoles": True},
     "everything": EVERYTHING,
 }
