@@ -351,7 +351,9 @@ def _progress_deadline(round: Round) -> Round:
         return round.put(progress_deadline_at=None) if phase != Phase.ROLLING_BACK else round
     # Pods that are exchanged one by one each get their time; the way back has one end, unless it is such an exchange.
     rose = role.desired > old and (phase != Phase.ROLLING_BACK or round.spec.workload.elastic)
-    lacking = role.ready == 0 or round.seen.route.routed_since is None
+    # A promotion has no other clock: whoever loses a pod while it takes over has the time of progressDeadline for another.
+    least = role.desired if phase == Phase.PROMOTING else 1
+    lacking = role.ready < least or round.seen.route.routed_since is None
     deadline = status.progress_deadline_at
     # What is past and was not held against the candidate begins anew.
     excused = deadline is not None and round.now >= deadline and phase in FORWARD

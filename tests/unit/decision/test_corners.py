@@ -44,6 +44,28 @@ class TestWaitsEnd:
         world.run(60)
         assert world.status.stable and world.status.stable.revision == world.revision
 
+    def test_a_promotion_that_loses_a_pod_for_good_ends_with_its_progress_deadline(
+        self, world: World
+    ) -> None:
+        world.judge(GOOD).until("Promoting")
+        candidate = world.status.candidate
+        assert candidate
+        for _ in range(20):
+            if world.status.candidate and world.status.candidate.ready == 4:
+                break
+            world.tick(1)
+        world.lose(candidate.revision, 1).run(590)
+        assert world.status.phase == "Promoting"
+        world.until("RolledBack", limit=60)
+        assert world.status.history[0].reason == "ProgressDeadlineExceeded"
+        assert "3 of 4 pods ready" in (world.status.history[0].message or "")
+
+    def test_a_promotion_that_gets_a_lost_pod_back_goes_on(self, world: World) -> None:
+        world.judge(GOOD).until("Promoting")
+        assert world.status.candidate
+        revision = world.status.candidate.revision
+        world.run(20).lose(revision, 1).run(590).lose(revision, 0).until("Watching", limit=120)
+
     @pytest.mark.parametrize(("verb", "phase"), [("promote", "Promoting"), ("pause", "Paused")])
     def test_people_are_heard_while_a_pod_outlier_holds(self, world: World, verb: str, phase: str) -> None:
         started(world).judge(OUTLIER).run(20)
