@@ -142,7 +142,7 @@ class Judge:
             assessment=assessment,
             state=state,
             delay=case.pace.delay,
-            pending=memory.look is not None or memory.unread or memory.unaware is not None,
+            pending=memory.look is not None or memory.unread,
             alarm=raised(memory.alarms),
             notes={**memory.judged.notes, **_doubts(assessment, case.candidate)},
         )
@@ -224,7 +224,7 @@ class Judge:
             memory.next_poll = case.now + pause
             return state
         self._watch_split(case, queries, state, polls, memory)
-        memory.unread = found.behind
+        memory.unread = found.behind or (found.waits and not polls)
         memory.unaware = case.scope.sides if found.waits else None
         if found.behind:
             memory.next_poll = case.now
