@@ -848,6 +848,17 @@ class TestADeadlineIsForWhatIsWaitedFor:
         assert "Inconclusive" not in world.reasons()
         assert world.status.history[0].outcome == "Promoted"
 
+    def test_so_is_what_is_not_analysed_any_more(self) -> None:
+        world = self.released()
+        world.until("Progressing").run(5 * 3600, every=30)
+        assert world.status.step and (world.status.step.index, world.status.step.requests_at_start) == (
+            1,
+            1000,
+        )
+        world.edit(analysis={"mode": "Off"}).judge(Judgement())
+        world.run(4 * 3600, every=30)
+        assert world.status.history[0].outcome == "Promoted"
+
     def test_what_is_not_proven_by_the_end_of_the_steps_has_that_long(self) -> None:
         world = self.released(deadline="1h")
         world.run(8.5 * 3600, every=30)
