@@ -366,7 +366,9 @@ def _watch_deadline(round: Round) -> Round:
     """The round with the time in which a promoted revision without a ready pod has to have one again. It runs while the
     previous one could serve in its place: where all pods are gone, going back helps nobody."""
     stable, previous, deadline = round.status.stable, round.status.previous, round.status.progress_deadline_at
-    could = previous is not None and (round.view(previous).ready > 0 or previous.desired == 0)
+    # Pods that are the user's nobody makes on the way back.
+    ours = round.spec.workload.services is None
+    could = previous is not None and (round.view(previous).ready > 0 or (ours and previous.desired == 0))
     if round.view(stable).ready or not could:
         return round.put(progress_deadline_at=None)
     return round.put(progress_deadline_at=deadline or round.now + round.spec.progress_deadline)

@@ -896,6 +896,18 @@ class TestTheUsersOwnScalers:
         world.until("Watching", limit=900)
         assert world.status.history[0].outcome == "Promoted"
 
+    def test_nothing_goes_back_to_a_version_whose_pods_the_user_took_away(self) -> None:
+        world = self.night().edit(watch={"duration": "1h", "holdback": 0, "standby": 0}).judge(GOOD)
+        world.until("Watching", limit=900).run(60)
+        assert world.status.stable
+        assert world.status.previous
+        assert world.status.previous.desired == 0
+        promoted = world.status.stable.revision
+        world.lose(world.status.previous.revision, 9).lose(promoted, 9).run(900)
+        assert world.status.phase == "Watching"
+        world.lose(promoted, 0).until("Healthy", limit=7200, every=30)
+        assert world.status.stable.revision == promoted
+
     def test_the_way_back_is_not_held(self) -> None:
         world = self.night().judge(BAD)
         world.until("RolledBack", limit=60)
