@@ -15,7 +15,7 @@ import yaml
 
 from lab.kube import KubeClient, KubeError, Object, path_of
 from lab.lab import Lab
-from modelrollout.api.rules import NAME_MESSAGE, RULES
+from modelrollout.api.rules import NAME_MESSAGE, PREVIEW_MESSAGE, RULES
 from modelrollout.api.spec import API_VERSION, GROUP, KIND, PLURAL
 from modelrollout.api.status import Status
 from modelrollout.api.types import Model
@@ -26,7 +26,7 @@ from tests.unit.test_documents import manifests
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "crd"
 ROLLOUTS = path_of(API_VERSION, PLURAL, NAMESPACE)
-SENTENCES = {NAME_MESSAGE, *(rule.message for rule in RULES)}
+SENTENCES = {NAME_MESSAGE, PREVIEW_MESSAGE, *(rule.message for rule in RULES)}
 
 
 @pytest.fixture(scope="module")

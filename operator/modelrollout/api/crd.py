@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any, get_args
 
-from modelrollout.api.rules import NAME_CEL, NAME_MESSAGE, rules_of
+from modelrollout.api.rules import NAME_CEL, NAME_MESSAGE, PREVIEW_CEL, PREVIEW_MESSAGE, rules_of
 from modelrollout.api.spec import GROUP, KIND, LIST_KEYS, PLURAL, UNION_MEMBERS, VERSION, Spec
 from modelrollout.api.status import Status
 from modelrollout.api.types import JsonObject, Model
@@ -112,7 +112,10 @@ def root_schema() -> JsonObject:
             "spec": _mention_defaults(spec),
             "status": _mention_defaults(status),
         },
-        "x-kubernetes-validations": [{"rule": NAME_CEL, "message": NAME_MESSAGE}],
+        "x-kubernetes-validations": [
+            {"rule": NAME_CEL, "message": NAME_MESSAGE},
+            {"rule": PREVIEW_CEL, "message": PREVIEW_MESSAGE},
+        ],
     }
 
 

@@ -56,6 +56,14 @@ NAME_MESSAGE = (
     "because names of Services are made from it: choose another name"
 )
 NAME_CEL = f"self.metadata.name.size() <= {NAME_LENGTH} && self.metadata.name.matches('{NAME_PATTERN}')"
+PREVIEW_MESSAGE = (
+    "service.name is that of the Service by which the candidate of a blueGreen is previewed, and callers would reach it too: "
+    "choose another name"
+)
+PREVIEW_CEL = (
+    "!has(self.spec.service.name) || !has(self.spec.strategy) || !has(self.spec.strategy.blueGreen) || "
+    "self.spec.service.name != self.metadata.name + '-preview'"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ Router = Literal["gatewayAPI", "httpRoute", "grpcRoute", "istio", "podRatio"]
 
 _SERVICE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 _LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+# A letter somewhere, and no two hyphens in a row: what Kubernetes calls an IANA_SVC_NAME.
+_PORT_NAME = r"^([a-z0-9]+-)*[a-z0-9]*[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _HOSTNAME = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _KIND = r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"
@@ -54,10 +56,11 @@ PortNumber = Annotated[int, Field(strict=True, ge=1, le=65535)]
 
 def _check_target_port(value: Any) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
-    name = isinstance(value, str) and len(value) <= 15 and re.fullmatch(_LABEL, value)
+    name = isinstance(value, str) and len(value) <= 15 and re.fullmatch(_PORT_NAME, value)
     if not number and not name:
+        hint = ": remove the quotes" if isinstance(value, str) and value.isdigit() else ""
         raise ValueError(
-            f"{value!r} is neither a port number from 1 to 65535 nor the name of a container's port"
+            f"{value!r} is neither a port number from 1 to 65535 nor the name of a container's port{hint}"
         )
     return value
 
@@ -72,7 +75,7 @@ TargetPort = Annotated[
             "maximum": 65535,
             "minLength": 1,
             "maxLength": 15,
-            "pattern": _LABEL,
+            "pattern": _PORT_NAME,
         }
     ),
 ]
@@ -112,10 +115,29 @@ SessionName = Annotated[
 
 # Kept as it is, but without containers nothing can run, and that much the API server can say at once.
 _KEPT: JsonObject = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+_CONTAINER: JsonObject = {
+    **_KEPT,
+    "description": "A container, as in a Deployment.",
+    "properties": {
+        "env": {
+            "type": "array",
+            "description": "Environment variables.",
+            "maxItems": 1000,
+            "items": {**_KEPT, "description": "An environment variable."},
+        }
+    },
+}
 _TEMPLATE: JsonObject = {
     "required": ["spec"],
     "properties": {
-        "metadata": {**_KEPT, "description": "Labels and annotations of the pods."},
+        "metadata": {
+            **_KEPT,
+            "description": "Labels and annotations of the pods.",
+            "properties": {
+                "labels": {**_KEPT, "description": "Labels of the pods."},
+                "annotations": {**_KEPT, "description": "Annotations of the pods."},
+            },
+        },
         "spec": {
             **_KEPT,
             "description": "The pod, as in a Deployment.",
@@ -126,8 +148,14 @@ _TEMPLATE: JsonObject = {
                     "description": "The containers, the model server first.",
                     "minItems": 1,
                     "maxItems": 64,
-                    "items": {**_KEPT, "description": "A container, as in a Deployment."},
-                }
+                    "items": _CONTAINER,
+                },
+                "initContainers": {
+                    "type": "array",
+                    "description": "What runs before the containers.",
+                    "maxItems": 64,
+                    "items": _CONTAINER,
+                },
             },
         },
     },
@@ -443,7 +471,7 @@ class VirtualServiceRef(Model):
     name: ObjectName
     """Name of the VirtualService."""
     route: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = None
-    """Name of the one of its http routes that is split; needed when there are several."""
+    """Name of the one of its http routes that is split; left out: each that has such a destination."""
 
 
 class Istio(Model):

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from modelrollout.api.rules import NAME_LENGTH, NAME_MESSAGE, NAME_PATTERN, rules_of
+from modelrollout.api.rules import NAME_LENGTH, NAME_MESSAGE, NAME_PATTERN, PREVIEW_MESSAGE, rules_of
 from modelrollout.api.spec import LIST_KEYS, Spec
 from modelrollout.api.types import Model
 
@@ -45,6 +45,7 @@ def parse(obj: Mapping[str, Any]) -> tuple[Spec | None, list[Problem]]:
         spec = Spec.from_wire(data)
     except ValidationError as error:
         return None, [*problems, *_explain(error)]
+    problems += _preview_problems(obj, spec)
     problems += _walk(spec, "spec")
     problems += _template_problems(spec)
     return (None, problems) if problems else (spec, [])
@@ -55,6 +56,13 @@ def _name_problems(obj: Mapping[str, Any]) -> Iterator[Problem]:
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     if not isinstance(name, str) or len(name) > NAME_LENGTH or not _NAME.fullmatch(name):
         yield Problem("metadata.name", NAME_MESSAGE)
+
+
+def _preview_problems(obj: Mapping[str, Any], spec: Spec) -> Iterator[Problem]:
+    metadata = obj.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    if spec.strategy.blue_green is not None and spec.service.name == f"{name}-preview":
+        yield Problem("spec.service.name", PREVIEW_MESSAGE)
 
 
 def _template_problems(spec: Spec) -> Iterator[Problem]:
@@ -72,6 +80,30 @@ def _template_problems(spec: Spec) -> Iterator[Problem]:
             yield Problem(field, "the pod template needs a spec with containers, as in a Deployment")
         elif not isinstance(pod.get("containers"), list) or not pod["containers"]:
             yield Problem(f"{field}.containers", "the pod template needs at least one container")
+        else:
+            yield from _mistyped(template, place)
+
+
+def _mistyped(template: Mapping[str, Any], place: str) -> Iterator[Problem]:
+    """What we walk through ourselves, where it is no object or list; of the rest the API server says what is wrong."""
+    metadata, pod = template.get("metadata"), template["spec"]
+    parts: list[tuple[str, Any, type]] = [("metadata", metadata, Mapping)]
+    if isinstance(metadata, Mapping):
+        parts += [(f"metadata.{name}", metadata.get(name), Mapping) for name in ("labels", "annotations")]
+    for name in ("initContainers", "containers"):
+        containers = pod.get(name)
+        parts.append((f"spec.{name}", containers, list))
+        for index, container in enumerate(containers if isinstance(containers, list) else ()):
+            parts.append((f"spec.{name}[{index}]", container, Mapping))
+            if isinstance(container, Mapping):
+                parts.append((f"spec.{name}[{index}].env", container.get("env"), list))
+    for path, value, kind in parts:
+        if value is not None and not isinstance(value, kind):
+            what = "a list" if kind is list else "an object with fields"
+            yield Problem(
+                f"{place}.{path}",
+                f"{path.rpartition('.')[2]} must be {what}, as in a Deployment, not {value!r}",
+            )
 
 
 def _walk(part: Model, path: str) -> Iterator[Problem]:
@@ -123,7 +155,7 @@ def _is_branch(part: int | str) -> bool:
 
 
 def _sentence(detail: Mapping[str, Any], loc: Sequence[int | str]) -> str:
-    name, value, context = loc[-1] if loc else "spec", detail["input"], detail.get("ctx", {})
+    name, value, context = _last_name(loc), detail["input"], detail.get("ctx", {})
     match detail["type"]:
         case "missing":
             return f"{name} is missing: it has no default, so write it"
@@ -157,6 +189,14 @@ def _sentence(detail: Mapping[str, Any], loc: Sequence[int | str]) -> str:
         case _:
             message = str(detail["msg"])
             return f"{name}: {message[:1].lower()}{message[1:]}"
+
+
+def _last_name(loc: Sequence[int | str]) -> str:
+    """The last name on the way, with the place in its list: hostnames[0]."""
+    start = next((at for at in reversed(range(len(loc))) if isinstance(loc[at], str)), None)
+    if start is None:
+        return "spec"
+    return str(loc[start]) + "".join(f"[{place}]" for place in loc[start + 1 :])
 
 
 def _suggestion(loc: Sequence[int | str]) -> str:

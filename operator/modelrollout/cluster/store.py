@@ -104,7 +104,8 @@ class Store:
         ref = ref_of(obj)
         present = self._entries.get(ref)
         known = present.version if present is not None else self._gone.get(_uid(obj))
-        if known is not None and not _newer(_version(obj), than=known):
+        old = known is not None and not _newer(_version(obj), than=known)
+        if old and (present is not None or not _lost_label(obj, at=known)):
             return frozenset()
         return self._set(ref, obj)
 
@@ -113,10 +114,15 @@ class Store:
         return self.put(obj)
 
     def remove(self, obj: Object) -> frozenset[Key]:
-        """Take a deletion from a watch; ignored if the name has been taken by a newer object meanwhile."""
+        """Take a deletion from a watch; ignored if the name has been taken by a newer object meanwhile, or if the object only
+        lost the label that it was watched by and another watch sees it."""
         ref = ref_of(obj)
-        self._bury(_uid(obj), _version(obj))
         present = self._entries.get(ref)
+        labelled = ROLLOUT_LABEL in (obj["metadata"].get("labels") or {})
+        same = present is not None and (present.uid, present.version) == (_uid(obj), _version(obj))
+        if labelled and same and present is not None and present.rollout is None:
+            return frozenset()
+        self._bury(_uid(obj), _version(obj))
         if present is None:
             return frozenset()
         other = _uid(obj) != present.uid
@@ -331,6 +337,14 @@ def _uid(obj: Mapping[str, Any]) -> str:
 
 def _version(obj: Mapping[str, Any]) -> str:
     return str(obj["metadata"].get("resourceVersion") or "")
+
+
+def _lost_label(obj: Mapping[str, Any], *, at: str | None) -> bool:
+    """Whether an object is there at the very version at which a watch said that it went: one by our label says so of what
+    lost the label."""
+    metadata = obj["metadata"]
+    stands = ROLLOUT_LABEL not in (metadata.get("labels") or {}) and not metadata.get("deletionTimestamp")
+    return stands and _version(obj) == at and obj["kind"] != MODEL_ROLLOUT.kind
 
 
 def _newer(version: str, *, than: str) -> bool:

@@ -29,6 +29,8 @@ from modelrollout.workloads import (
     Children,
     Claims,
     Problem,
+    Record,
+    closed_port,
     dry_run_object,
     name_problems,
     name_taken,
@@ -92,6 +94,9 @@ class Acceptance:
         roles = (status.stable, status.candidate, status.previous)
         known = any(role is not None and role.revision == revision for role in roles)
         recorded = known or child_name(rollout, revision) in children.controller_revisions
+        pods = not recorded and spec.workload.services is None  # pods of ours, of which nothing is known
+        if pods and (closed := _closed_port(rollout, spec, revision)):
+            return closed
         # What is there and ours needs no question: after a restart a thousand rollouts would ask it at once.
         names = [
             name for name in needed_names(rollout, spec, revision) if not _stands(rollout, children, *name)
@@ -106,7 +111,7 @@ class Acceptance:
             "probed" if probe else "",
         )
         if self._open(memory.checked, question):
-            asked = self._ask(rollout, spec, revision, names, probe, new=not recorded)
+            asked = self._ask(rollout, spec, revision, names, probe, pods=pods)
             memory.checked = await self._answer(question, asked, status)
         return memory.checked.problem if memory.checked else None
 
@@ -161,11 +166,10 @@ class Acceptance:
         names: list[tuple[Kind, str]],
         probe: Object | None,
         *,
-        new: bool,
+        pods: bool,
     ) -> Problem | None:
-        """Whether other objects are in the way; and of a new revision, what the API server says of it."""
+        """Whether other objects are in the way; and of new pods of ours, what the API server says of them."""
         try:
-            pods = new and spec.workload.services is None  # pods of ours
             problem = await self._dry_run(rollout, spec, revision) if pods else None
             problem = problem or await self._names(rollout, names)
             problem = problem or (await self._unserved(probe) if probe else None)
@@ -253,8 +257,18 @@ class Acceptance:
             services=services,
             autoscalers=autoscalers,
             workloads=workloads,
-            source=spec.workload.deployment_ref.name if spec.workload.deployment_ref else None,
+            source=_source(spec),
         )
+
+
+def _source(spec: Spec) -> str | None:
+    """Name of the Deployment whose template it is, if it is one's."""
+    ref = spec.workload.deployment_ref
+    return ref.name if ref else None
+
+
+def _closed_port(rollout: Object, spec: Spec, revision: str) -> Problem | None:
+    return closed_port(Record.render(rollout, spec, revision), source=_source(spec))
 
 
 def _stands(rollout: Object, children: Children, kind: Kind, name: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 # What only grows or explains. Everything else in the status moves something, or tells a person what to do.
 _GROWING = ("evidence", "metrics", "forecast", "verdict")
-_NUMBER = re.compile(r"\d+(\.\d+)?")
+# Numbers, and words with digits in them: a webhook that refuses a write may name each request by an id of its own.
+_NUMBER = re.compile(r"(?<![\w.-])[\w.-]*\d[\w.-]*")
 # While these are waited for, the message counts along with the evidence.
 _COUNTING = frozenset({"AwaitingEvidence", "AwaitingRequests", "AwaitingDuration", "Watching"})
 
@@ -29,7 +30,7 @@ def material(status: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wording(message: Any) -> str:
-    """A message without its numbers: what is measured anew at each poll is no news by itself."""
+    """A message without its numbers: what is measured anew at each poll, or tried again, is no news by itself."""
     return _NUMBER.sub("#", str(message or ""))
 
 

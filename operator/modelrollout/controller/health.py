@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -59,12 +61,17 @@ class HealthServer:
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._host, self._wanted_port).start()
+            await self._site(self._runner).start()
         except OSError as error:
             await self.stop()
             raise ValueError(
                 f"health port {self._host}:{self._wanted_port} can't be opened ({error.strerror}): name another one"
             ) from error
+
+    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+        if self._host:
+            return web.TCPSite(runner, self._host, self._wanted_port)
+        return web.SockSite(runner, _everywhere(self._wanted_port))
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -82,6 +89,14 @@ class HealthServer:
         # Thousands of series take a while to write out; decisions go on meanwhile.
         body = await asyncio.to_thread(encode, self._registry)
         return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+def _everywhere(port: int) -> socket.socket:
+    """One socket for both families, as pods of a cluster may have addresses of one only; raises OSError if the port is taken."""
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # the node may have IPv6 switched off
+            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 async def _answer(checks: Mapping[str, Check]) -> web.Response:

@@ -29,7 +29,7 @@ class Settings:
     namespaces: tuple[str, ...] = ()  # empty: all of them
     servers: Mapping[str, ServerSettings] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
-    listen_host: str = "127.0.0.1"
+    listen_host: str = "127.0.0.1"  # empty: every address
     listen_port: int = 0  # 0: a free one
     leader_elect: bool = False
     lease_namespace: str = "default"
@@ -43,11 +43,11 @@ class Settings:
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of `--listen`, like :8080 or 127.0.0.1:0. Raises ValueError with a sentence."""
+    """Host (empty: every address) and port of `--listen`, like :8080 or 127.0.0.1:0. Raises ValueError with a sentence."""
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise ValueError(f"--listen is {text!r}: write HOST:PORT or :PORT, like :8080")
-    return host.strip("[]") or "0.0.0.0", int(port)
+    return host.strip("[]"), int(port)
 
 
 def read_config(file: Path) -> tuple[dict[str, ServerSettings], Timing]:

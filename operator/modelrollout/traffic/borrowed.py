@@ -214,7 +214,7 @@ class BorrowedRouter:
                 f"traffic.{self.name} names {kind} {name}, which namespace {namespace} does not have: create it or "
                 f"correct the name; a kind that was installed after the operator started is found within 10 minutes",
             )
-        if ownership(rollout, live) is not Ownership.FOREIGN:
+        if ownership(rollout, live) in (Ownership.OURS, Ownership.STALE):  # the user's may carry our label
             return Problem(
                 Reason.NAME_TAKEN,
                 f"{kind} {name} is the operator's own (from traffic.gatewayAPI): name another route in traffic.{self.name}",
@@ -714,12 +714,14 @@ def _root(rollout: Mapping[str, Any], spec: Spec) -> str:
 def _scope(rollout: Mapping[str, Any], spec: Spec | None, children: Children, live: Object) -> _Scope:
     """What is ours to replace in a route: by the spec, or without one by what the route remembers."""
     said = _annotation(live) if steered_by(live) == name_in(rollout) else {}
-    if not children.bound and (spec is None or spec.workload.services is None):
+    references = said.get("references")
+    # Without a spec the route itself says it: of a ModelRollout that is being deleted the records may be gone before.
+    plain = spec.workload.services is None if spec else not isinstance(references, list)
+    if not children.bound and plain:
         root = _root(rollout, spec) if spec else str(said.get("service") or name_in(rollout))
         put = said.get("revisions")  # it may be all that is left of a revision
         names = children.revision_names(rollout) | set(map(str, put if isinstance(put, list) else ()))
         return _Scope(frozenset({Backend(root)}), frozenset(map(Backend, names)))
-    references = said.get("references")
     remembered = [Backend.read(one) for one in references] if isinstance(references, list) else []
     own = spec.workload.services if spec else None
     named = [Backend.of(one) for one in (own.stable, own.named)] if own else []

@@ -125,9 +125,14 @@ class GatewayApiRouter:
         )
 
     def retire(self, rollout: Mapping[str, Any], children: Children) -> list[Action]:
-        """Delete the owned route."""
+        """Delete the owned route. One that merely carries our label and name may be the user's, and the very one that the
+        other router works in."""
         live = children.routes.get(name_in(rollout))
-        if live is None or deleting(live) or ownership(rollout, live) is Ownership.FOREIGN:
+        if (
+            live is None
+            or deleting(live)
+            or ownership(rollout, live) not in (Ownership.OURS, Ownership.STALE)
+        ):
             return []
         return [delete(live, "another router has taken over")]
 

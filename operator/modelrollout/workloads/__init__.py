@@ -6,7 +6,7 @@ from modelrollout.workloads.fields import differences, differs, drift, foreign_m
 from modelrollout.workloads.gates import gate_actions
 from modelrollout.workloads.names import Claims, needed_names, referred, selector_overlap, template_labels
 from modelrollout.workloads.observation import observe, pinned
-from modelrollout.workloads.revisions import Record, dry_run_object, render_template
+from modelrollout.workloads.revisions import Record, closed_port, dry_run_object, render_template
 
 __all__ = [
     "Children",
@@ -14,6 +14,7 @@ __all__ = [
     "Ownership",
     "Problem",
     "Record",
+    "closed_port",
     "differences",
     "differs",
     "drift",

@@ -266,10 +266,11 @@ def _retired(
 
 def _made(rollout: Mapping[str, Any], obj: Mapping[str, Any], names: Collection[str]) -> bool:
     """Whether an object is one that we made. Somebody's own Service may carry our label to be found by it, so without an
-    owner its name must say it too."""
+    owner its name and what it selects must say it too."""
     owner = ownership(rollout, obj)
     if owner is Ownership.ORPHAN:
-        return revision_of(obj) is not None or name_in(obj) in names
+        named = name_in(obj) in names and REVISION_LABEL in (obj["spec"].get("selector") or {})
+        return revision_of(obj) is not None or named
     return owner is not Ownership.FOREIGN
 
 

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modelrollout.api.conditions import Reason
 from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import GROUP, ModelSource, Spec
 from modelrollout.api.status import Phase, Status
 from modelrollout.cluster.kinds import CONTROLLER_REVISION, DEPLOYMENT, SERVICE, Object
 from modelrollout.workloads.backends import Backend
-from modelrollout.workloads.children import bound_to, child_name, labels_for, name_in, owned
+from modelrollout.workloads.children import Problem, bound_to, child_name, labels_for, name_in, owned
 
 DATA_VERSION = 1
 RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
@@ -88,6 +89,22 @@ def render_template(rollout: Mapping[str, Any], spec: Spec, revision: str) -> Ob
     metadata["labels"] = (metadata.get("labels") or {}) | labels_for(rollout, revision)
     set_variables(template.setdefault("spec", {}), model_variables(spec.model))
     return template
+
+
+def closed_port(record: Record, *, source: str | None) -> Problem | None:
+    """A target by a name that no container has: the pods become ready, and no request reaches them, so no metric tells.
+
+    `source` is the Deployment whose template it is, if it is one's.
+    """
+    for port in record.ports:
+        if record.listening(port["targetPort"]) is None:
+            whose = f"Deployment {source}'s template" if source else "workload.template"
+            return Problem(
+                Reason.INVALID_SPEC,
+                f"spec.service.ports: port {port['name']} goes to {port['targetPort']!r}, and no container of {whose} has a port of "
+                "that name: give one that name, or write its number as targetPort",
+            )
+    return None
 
 
 def model_variables(model: ModelSource) -> dict[str, str | None]:

@@ -144,6 +144,30 @@ BAD: tuple[Bad, ...] = (
     ),
     bad("a template has no containers", "spec.workload.template.spec.containers", []),
     bad(
+        "labels of pods are no list",
+        "spec.workload.template",
+        {**CONTAINERS, "metadata": {"labels": ["team=ml"]}},
+        at="spec.workload.template.metadata.labels",
+    ),
+    bad(
+        "annotations of pods are no text",
+        "spec.workload.template",
+        {**CONTAINERS, "metadata": {"annotations": "a: b"}},
+        at="spec.workload.template.metadata.annotations",
+    ),
+    bad(
+        "environment variables are no object",
+        "spec.workload.template",
+        {"spec": {"containers": [{"name": "server", "image": "lab/model:1", "env": {"A": "b"}}]}},
+        at="spec.workload.template.spec.containers[0].env",
+    ),
+    bad(
+        "there is no number of init containers",
+        "spec.workload.template",
+        {"spec": {**CONTAINERS["spec"], "initContainers": 1}},
+        at="spec.workload.template.spec.initContainers",
+    ),
+    bad(
         "a template is given twice",
         "spec.workload",
         {"template": CONTAINERS, "deploymentRef": {"name": "fraud"}},
@@ -255,6 +279,12 @@ BAD: tuple[Bad, ...] = (
     bad("there is no service", "spec.service", DROP),
     bad("a service has no ports", "spec.service.ports", []),
     bad("a name of a Service has no capitals", "spec.service.name", "Fraud"),
+    bad(
+        "callers and those who preview would share a Service",
+        "spec.service.name",
+        "digits-preview",
+        also={**ROUTED, "spec.strategy": {"blueGreen": {"approval": True}}},
+    ),
     bad("port 0 does not exist", "spec.service.ports", [{"port": 0}], at="spec.service.ports[0].port"),
     bad("a port has no number", "spec.service.ports", [{"name": "http"}], at="spec.service.ports[0].port"),
     bad(
@@ -274,6 +304,18 @@ BAD: tuple[Bad, ...] = (
         "a target port is no sentence",
         "spec.service.ports",
         [{"port": 80, "targetPort": "the port"}],
+        at="spec.service.ports[0].targetPort",
+    ),
+    bad(
+        "a target port in quotes is no name of a port",
+        "spec.service.ports",
+        [{"port": 80, "targetPort": "8080"}],
+        at="spec.service.ports[0].targetPort",
+    ),
+    bad(
+        "a name of a container's port has no two hyphens in a row",
+        "spec.service.ports",
+        [{"port": 80, "targetPort": "my--port"}],
         at="spec.service.ports[0].targetPort",
     ),
     bad(

@@ -116,6 +116,23 @@ def test_an_object_that_lost_its_label_comes_back_with_it():
     assert store.put(make(SERVICE, "fraud", 8)) == {FRAUD}
 
 
+@pytest.mark.parametrize("kind", [SERVICE, ENDPOINT_SLICE, POD], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("first", ["the watch by label", "the watch by name"])
+def test_a_users_object_that_lost_our_label_stays_whichever_watch_tells_it_first(kind: Kind, first: str):
+    """The API server ends a watch by label with DELETED: the former object, at the version of the change."""
+    store = Store()
+    store.put(make(kind, "theirs", 5))
+    tells = [
+        lambda: store.remove(make(kind, "theirs", 7)),
+        lambda: store.put(make(kind, "theirs", 7, rollout=None)),
+    ]
+    for tell in tells if first == "the watch by label" else reversed(tells):
+        tell()
+    assert store.count(kind) == 1
+    store.remove(make(kind, "theirs", 7, rollout=None))
+    assert store.count(kind) == 0
+
+
 def test_children_are_those_with_the_label_those_with_the_owner_and_the_slices_of_their_services():
     store = Store()
     store.put(make(MODEL_ROLLOUT, "fraud", 1, rollout=None, uid="u-fraud"))

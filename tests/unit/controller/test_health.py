@@ -15,15 +15,17 @@ from modelrollout.controller.health import Check, HealthServer, check_queue, che
 from modelrollout.controller.metrics import Metrics
 
 
-async def fetch(server: HealthServer, path: str) -> tuple[int, str]:
-    url = f"http://127.0.0.1:{server.port}{path}"
+async def fetch(server: HealthServer, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
+    url = f"http://{host}:{server.port}{path}"
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         return response.status, await response.text()
 
 
-def make_server(live: dict[str, Check], ready: dict[str, Check], port: int = 0) -> HealthServer:
+def make_server(
+    live: dict[str, Check], ready: dict[str, Check], port: int = 0, host: str = "127.0.0.1"
+) -> HealthServer:
     registry = CollectorRegistry()
-    return HealthServer(host="127.0.0.1", port=port, live=live, ready=ready, registry=registry)
+    return HealthServer(host=host, port=port, live=live, ready=ready, registry=registry)
 
 
 async def ask_later() -> str | None:
@@ -51,6 +53,34 @@ async def test_answers(checks: dict[str, Check], code: int, text: str):
     try:
         assert await fetch(server, "/healthz") == (code, text)
         assert (await fetch(server, "/readyz"))[0] == 200, "alive and ready are told apart"
+    finally:
+        await server.stop()
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        pytest.param("127.0.0.1", id="a probe by IPv4 is answered"),
+        pytest.param(
+            "[::1]",
+            id="a probe by IPv6 is answered",
+            marks=pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6"),
+        ),
+    ],
+)
+async def test_without_a_host_both_families_are_served(host: str):
+    server = make_server({}, {}, host="")
+    await server.start()
+    try:
+        assert await fetch(server, "/healthz", host) == (200, "ok\n")
     finally:
         await server.stop()
 

@@ -328,7 +328,7 @@ OPTIONS = {
         {"servers": {"default": ServerSettings("default", "http://a")}, "timing": Timing(raise_after=5.0)},
     ),
     "where the cluster is": (["--kubeconfig=a"], {"kubeconfig": Path("a")}),
-    "a place to listen": (["--listen=:0"], {"listen_host": "0.0.0.0", "listen_port": 0}),
+    "a place to listen": (["--listen=:0"], {"listen_host": "", "listen_port": 0}),
     "a Lease": (
         ["--leader-elect", "--lease-namespace=a", "--lease-name=b"],
         {"leader_elect": True, "lease_namespace": "a", "lease_name": "b"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import uuid
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from modelrollout.cluster.kinds import (
     CONFIG_MAP,
     CONTROLLER_REVISION,
     DEPLOYMENT,
+    HTTP_ROUTE,
     MODEL_ROLLOUT,
     REVISION_LABEL,
     ROLLOUT_LABEL,
@@ -382,6 +384,32 @@ async def test_events_are_posted_once_for_a_commit_and_never_without_one() -> No
     await candidate(world)
     assert [type(error) for error in world.failures] == [Conflict]
     assert world.reasons().count("RolloutStarted") == 2, "one for each attempt"
+
+
+def listening(**container: Any) -> Object:
+    """A workload whose pods have these ports."""
+    return {
+        "replicas": 2,
+        "template": {"spec": {"containers": [{"name": "model", "image": "m", **container}]}},
+    }
+
+
+async def test_a_port_by_a_name_that_no_container_has_is_not_tried_with_requests() -> None:
+    world = World()
+    by_name = {"ports": [{"port": 80, "targetPort": "web"}]}
+    world.apply("1", service=by_name, workload=listening(ports=[{"name": "web", "containerPort": 8080}]))
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    assert world.phase == "Healthy", world.status
+    serving = world.status["stable"]["revision"]
+    world.apply("2", service=by_name, workload=listening(ports=[{"name": "http", "containerPort": 8080}]))
+    await world.run(60)
+    said = world.condition("Accepted")
+    assert (said["status"], said["reason"]) == ("False", "InvalidSpec")
+    assert "port http goes to 'web'" in said["message"]
+    assert world.weights == {serving: 100}
+    world.apply("2", service=by_name, workload=listening(ports=[{"name": "web", "containerPort": 9090}]))
+    await world.run(60, until=lambda: "candidate" in world.status)
+    assert world.condition("Accepted")["status"] == "True"
 
 
 async def test_a_refused_event_breaks_nothing() -> None:
@@ -818,6 +846,51 @@ async def test_a_write_that_is_forbidden_is_told_in_the_message() -> None:
     await candidate(world)
     await world.run(60)
     assert "exceeded quota" in world.status["message"]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["from the start", "in the middle of a split"])
+async def test_a_users_route_that_comes_to_carry_our_label_and_name_is_still_the_users(before: bool) -> None:
+    """Tools put common labels on all objects of a release."""
+    label = {ROLLOUT_LABEL: NAME}
+    world, traffic = World(), {"httpRoute": {"name": NAME}}
+    rules = [{"backendRefs": [{"name": NAME, "port": 80, "weight": 1}]}]
+    world.cluster.seed(
+        {
+            "apiVersion": HTTP_ROUTE.api_version,
+            "kind": HTTP_ROUTE.kind,
+            "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": label if before else {}},
+            "spec": {"parentRefs": [{"name": "public"}], "rules": rules},
+        }
+    )
+    world.apply(traffic=traffic)
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    world.apply("2", traffic=traffic)
+    await world.run(120, until=lambda: 10 in world.weights.values())
+    if not before:
+        route = world.look(HTTP_ROUTE, NAME)
+        assert route is not None
+        route["metadata"]["labels"] = label
+        world.cluster.seed(route)
+        await world.run(60)
+    assert sorted(world.weights.values()) == [10, 90]
+    assert world.condition("Accepted")["status"] == "True"
+
+
+async def test_a_refusal_that_is_worded_anew_each_time_is_not_tried_again_at_once() -> None:
+    refused: list[str] = []
+
+    async def refuse(write: Write) -> None:
+        if write.kind == "Deployment" and armed:
+            refused.append(write.name)
+            raise Forbidden(f"denied by p.example.com, request {uuid.uuid4()}", status=403)
+
+    armed = False
+    world = await deployed(hooks=Hooks(before_write=refuse))
+    armed = True
+    await candidate(world)
+    await world.run(60)
+    assert "denied by p.example.com" in world.status["message"]
+    assert len(refused) < 20
 
 
 @pytest.mark.parametrize("pods", [1, 2], ids=["at the start", "at a larger step"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -187,6 +188,20 @@ def test_what_was_spoiled_in_the_annotation_does_not_move_anybody_at_deletion(te
         rig.server.run(restorations(rig.rollout, rig.server.children()))
     assert backends(rig) == [("B", 100)]
     assert restorations(rig.rollout, rig.server.children()) == []
+
+
+def test_at_deletion_the_stable_version_stays_although_its_record_is_gone_already() -> None:
+    """By foreground deletion what is ours goes before the ModelRollout."""
+    rig = rig_of([ref("fraud-v1")])
+    rig.bring((75, 25, 0))
+    rig.bring((0, 100, 0), (4, 4, 0))
+    rig.bring((100, 0, 0), (4, 0, 0), promoted=True)
+    rig.rollout["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
+    for _ in range(2):
+        children = replace(rig.server.children(), bound={}, controller_revisions={})
+        rig.server.run(restorations(rig.rollout, children))
+    assert backends(rig) == [("B", 100)]
+    assert not rig.server.get(HTTP_ROUTE, "fraud")["metadata"].get("annotations")
 
 
 def pools_in_a_route() -> Rig:

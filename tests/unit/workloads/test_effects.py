@@ -331,8 +331,14 @@ def test_a_service_that_only_carries_our_label_stays_and_keeps_no_revision() -> 
 
 def test_a_preview_service_that_lost_its_owner_still_goes() -> None:
     server = serving()
-    server.put(labelled("fraud-preview"))
+    server.put(labelled("fraud-preview", **{"modelrollout.dev/revision": B}))
     assert told(plan(server, status_of(A), FIRST)) == ["delete Service fraud-preview"]
+
+
+def test_a_users_service_of_the_previews_name_stays() -> None:
+    server = serving()
+    server.put(labelled("fraud-preview", app="fraud"))
+    assert plan(server, status_of(A), FIRST) == []
 
 
 def test_what_is_going_already_is_neither_written_nor_deleted_again() -> None:
