@@ -38,7 +38,9 @@ def grow_alarms(
         alarm = alarms.get(test.name)
         if alarm is None or alarm.mark != fingerprint(plan, test):
             alarm = _begin(plan, test, state.metrics[test.name], horizon)
-        grown[test.name] = alarm
+        # An edit or a pause may have made the watch longer; a bound for fewer polls would promise too much.
+        longest = max(alarm.watch.horizon, horizon)
+        grown[test.name] = replace(alarm, watch=replace(alarm.watch, horizon=longest))
     level = plan.false_rollback / max(1, len(gating))
     for poll in polls:
         for test in gating:

@@ -142,7 +142,7 @@ class Judge:
             assessment=assessment,
             state=state,
             delay=case.pace.delay,
-            pending=memory.look is not None or memory.unread or memory.unaware is not None,
+            pending=memory.look is not None or memory.unread,
             alarm=raised(memory.alarms),
             notes={**memory.judged.notes, **_doubts(assessment, case.candidate)},
         )
@@ -224,7 +224,7 @@ class Judge:
             memory.next_poll = case.now + pause
             return state
         self._watch_split(case, queries, state, polls, memory)
-        memory.unread = found.behind
+        memory.unread = found.behind or (found.waits and not polls)
         memory.unaware = case.scope.sides if found.waits else None
         if found.behind:
             memory.next_poll = case.now
@@ -414,10 +414,16 @@ def _grown(
 ) -> tuple[dict[str, Alarm], State]:
     """Alarms and evidence with polls. Raises ValueError for counts that can't be."""
     if _unopposed(case.status):
-        # However long the watch is held without being asked for, it lasts twice its duration at most.
-        horizon = math.ceil(2 * case.spec.watch.duration / case.pace.interval)
+        horizon = math.ceil(_longest_watch(case) / case.pace.interval)
         alarms = grow_alarms(alarms, case.plan, state, polls, horizon=horizon)
     return alarms, consume(case.plan, state, polls)
+
+
+def _longest_watch(case: _Case) -> float:
+    """Seconds that the watch may last: held without being asked for, twice its duration; but edits and pauses move its end."""
+    watch, since = case.status.watch, case.candidate.since
+    longest = 2 * case.spec.watch.duration
+    return longest if watch is None or since is None else max(longest, max(watch.latest, case.now) - since)
 
 
 async def _look(case: _Case, state: State) -> Answer:

@@ -94,7 +94,7 @@ class Memory:
     attempt: int = 0  # that the evidence belongs to
     next_poll: float = 0.0
     look: Look | None = None
-    unread: bool = False  # the last look took as many polls as one takes, and there are more
+    unread: bool = False  # the last look left polls: more than one takes, or the first one for want of news
     unaware: Sides | None = (
         None  # who is compared, while the last look left a poll until there is news of them
     )

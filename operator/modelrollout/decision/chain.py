@@ -341,7 +341,8 @@ def unfinished(round: Round) -> Round | None:
     if not over and not (timed and superior(round)):
         return round.wait(Reason.AWAITING_DURATION, evidence_summary(round), step_runs=True)
     wanted = round.plan_step.min_requests
-    seen = counted_requests(round) - step.requests_at_start
+    # Fewer than at the start are counted where nothing is any more, as with mode Off.
+    seen = max(0.0, counted_requests(round) - step.requests_at_start)
     if seen < wanted and not (timed and over):
         return round.wait(
             Reason.AWAITING_REQUESTS,

@@ -351,7 +351,9 @@ def _progress_deadline(round: Round) -> Round:
         return round.put(progress_deadline_at=None) if phase != Phase.ROLLING_BACK else round
     # Pods that are exchanged one by one each get their time; the way back has one end, unless it is such an exchange.
     rose = role.desired > old and (phase != Phase.ROLLING_BACK or round.spec.workload.elastic)
-    lacking = role.ready == 0 or round.seen.route.routed_since is None
+    # A promotion has no other clock: whoever loses a pod while it takes over has the time of progressDeadline for another.
+    least = role.desired if phase == Phase.PROMOTING else 1
+    lacking = role.ready < least or round.seen.route.routed_since is None
     deadline = status.progress_deadline_at
     # What is past and was not held against the candidate begins anew.
     excused = deadline is not None and round.now >= deadline and phase in FORWARD
@@ -364,7 +366,9 @@ def _watch_deadline(round: Round) -> Round:
     """The round with the time in which a promoted revision without a ready pod has to have one again. It runs while the
     previous one could serve in its place: where all pods are gone, going back helps nobody."""
     stable, previous, deadline = round.status.stable, round.status.previous, round.status.progress_deadline_at
-    could = previous is not None and (round.view(previous).ready > 0 or previous.desired == 0)
+    # Pods that are the user's nobody makes on the way back.
+    ours = round.spec.workload.services is None
+    could = previous is not None and (round.view(previous).ready > 0 or (ours and previous.desired == 0))
     if round.view(stable).ready or not could:
         return round.put(progress_deadline_at=None)
     return round.put(progress_deadline_at=deadline or round.now + round.spec.progress_deadline)

@@ -16,6 +16,7 @@ from modelrollout.evidence.engine import consume
 from modelrollout.evidence.state import load
 from modelrollout.telemetry import sampler
 from modelrollout.telemetry.sampler import sample
+from tests.unit.controller import world as worlds
 from tests.unit.controller.world import ERRORS, KEY, Crash, World, deployed, manifest
 
 INTERVAL = 15.0
@@ -215,3 +216,21 @@ async def test_without_waiting_for_news_they_would_be_lost(monkeypatch: pytest.M
     world, _ = await hear_late_of_a_pod()
     counted, true = counted_and_true(world)
     assert counted != true
+
+
+@pytest.mark.parametrize("seconds", [5, 10, 15])
+async def test_a_pod_that_is_never_ready_and_yet_counts_requests_puts_off_no_decision_for_ever(
+    seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worlds, "SCRAPE", 5.0)
+    world = await deployed()
+    world.rate = 100.0
+    world.veiled.add(f"fraud-{world.status['stable']['revision']}-2")
+    world.apply(
+        "2",
+        strategy={"canary": {"steps": [{"weight": 50, "duration": "2m"}]}},
+        analysis={"metrics": [ERRORS], "interval": f"{seconds}s", "scrapeInterval": "5s"},
+        workload=manifest()["spec"]["workload"] | {"replicas": 3},
+    )
+    await world.run(1800, until=lambda: world.phase == "Watching")
+    assert world.phase == "Watching", world.status["message"]

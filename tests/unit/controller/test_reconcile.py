@@ -590,6 +590,25 @@ async def test_without_holdback_a_promoted_model_is_held_against_the_past() -> N
     assert world.reasons().count("WatchAlarm") == 1
 
 
+async def test_the_alarm_allows_for_a_watch_that_an_edit_or_a_pause_made_longer() -> None:
+    world = await deployed()
+    world.apply("2", watch={"duration": "10m", "holdback": 0})
+    await world.run(1800, until=lambda: world.phase == "Watching")
+
+    def horizon() -> int:
+        return int(world.status["evidence"]["alarms"]["errors"]["horizon"])
+
+    await world.run(120)
+    assert horizon() == 2 * 600 / 15
+    world.apply("2", watch={"duration": "30m", "holdback": 0})
+    await world.run(120)
+    assert horizon() == 2 * 1800 / 15
+    world.apply("2", watch={"duration": "30m", "holdback": 0}, paused=True)
+    await world.run(4200)
+    assert world.phase == "Watching"
+    assert horizon() > 2 * 1800 / 15, "requests are compared, however long it is held"
+
+
 async def test_a_rollout_without_requests_says_so_and_writes_no_more_for_it() -> None:
     world = await deployed()
     await candidate(world)

@@ -44,6 +44,28 @@ class TestWaitsEnd:
         world.run(60)
         assert world.status.stable and world.status.stable.revision == world.revision
 
+    def test_a_promotion_that_loses_a_pod_for_good_ends_with_its_progress_deadline(
+        self, world: World
+    ) -> None:
+        world.judge(GOOD).until("Promoting")
+        candidate = world.status.candidate
+        assert candidate
+        for _ in range(20):
+            if world.status.candidate and world.status.candidate.ready == 4:
+                break
+            world.tick(1)
+        world.lose(candidate.revision, 1).run(590)
+        assert world.status.phase == "Promoting"
+        world.until("RolledBack", limit=60)
+        assert world.status.history[0].reason == "ProgressDeadlineExceeded"
+        assert "3 of 4 pods ready" in (world.status.history[0].message or "")
+
+    def test_a_promotion_that_gets_a_lost_pod_back_goes_on(self, world: World) -> None:
+        world.judge(GOOD).until("Promoting")
+        assert world.status.candidate
+        revision = world.status.candidate.revision
+        world.run(20).lose(revision, 1).run(590).lose(revision, 0).until("Watching", limit=120)
+
     @pytest.mark.parametrize(("verb", "phase"), [("promote", "Promoting"), ("pause", "Paused")])
     def test_people_are_heard_while_a_pod_outlier_holds(self, world: World, verb: str, phase: str) -> None:
         started(world).judge(OUTLIER).run(20)
@@ -826,6 +848,17 @@ class TestADeadlineIsForWhatIsWaitedFor:
         assert "Inconclusive" not in world.reasons()
         assert world.status.history[0].outcome == "Promoted"
 
+    def test_so_is_what_is_not_analysed_any_more(self) -> None:
+        world = self.released()
+        world.until("Progressing").run(5 * 3600, every=30)
+        assert world.status.step and (world.status.step.index, world.status.step.requests_at_start) == (
+            1,
+            1000,
+        )
+        world.edit(analysis={"mode": "Off"}).judge(Judgement())
+        world.run(4 * 3600, every=30)
+        assert world.status.history[0].outcome == "Promoted"
+
     def test_what_is_not_proven_by_the_end_of_the_steps_has_that_long(self) -> None:
         world = self.released(deadline="1h")
         world.run(8.5 * 3600, every=30)
@@ -862,6 +895,18 @@ class TestTheUsersOwnScalers:
         world = self.night().judge(GOOD)
         world.until("Watching", limit=900)
         assert world.status.history[0].outcome == "Promoted"
+
+    def test_nothing_goes_back_to_a_version_whose_pods_the_user_took_away(self) -> None:
+        world = self.night().edit(watch={"duration": "1h", "holdback": 0, "standby": 0}).judge(GOOD)
+        world.until("Watching", limit=900).run(60)
+        assert world.status.stable
+        assert world.status.previous
+        assert world.status.previous.desired == 0
+        promoted = world.status.stable.revision
+        world.lose(world.status.previous.revision, 9).lose(promoted, 9).run(900)
+        assert world.status.phase == "Watching"
+        world.lose(promoted, 0).until("Healthy", limit=7200, every=30)
+        assert world.status.stable.revision == promoted
 
     def test_the_way_back_is_not_held(self) -> None:
         world = self.night().judge(BAD)
