@@ -155,7 +155,7 @@ def main() -> None:
     """Run the command line; what goes wrong in the lab is one sentence and exit code 1."""
     try:
         lab(prog_name="python -m lab")
-    except (LabError, KubeError, urllib3.exceptions.HTTPError) as error:
+    except (LabError, KubeError, urllib3.exceptions.HTTPError, OSError) as error:
         click.echo(f"lab: {error}", err=True)
         sys.exit(1)
 
