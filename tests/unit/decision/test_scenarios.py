@@ -440,7 +440,7 @@ class TestDurationEdits:
         started(world).judge(NEUTRAL).run(3000)
         world.edit(analysis={**self.ANALYSIS, "deadline": "3h"}).run(2000)
         assert world.status.phase == "Progressing"
-        world.until("Paused", limit=3 * 3600)
+        world.until("Paused", limit=3 * 3600, every=30)
         assert world.condition("Reconciling") == ("True", "Inconclusive")
 
     def test_a_resumption_with_another_deadline_grants_that_one(self, world: World) -> None:
