@@ -245,7 +245,8 @@ class Informer:
     """A collection kept current in a thread, with a call for every change.
 
     `handle(type, object)` runs in the informer's thread, in order. After a break the collection is listed anew and what
-    vanished meanwhile is handled as DELETED. `synced` is set after the first list was handled.
+    vanished meanwhile is handled as DELETED. A change at which `handle` fails with an error of the API, or of the way to
+    it, is handed over again with the next list. `synced` is set after the first list was handled.
     """
 
     def __init__(
@@ -327,12 +328,21 @@ class Informer:
 
     def _emit(self, kind: EventType, item: Object) -> None:
         uid = item["metadata"]["uid"]
-        if kind == "DELETED":
+        before = self._objects.get(uid)
+        self._keep(uid, None if kind == "DELETED" else item)
+        if self._stopped.is_set():
+            return
+        try:
+            self._handle(kind, item)
+        except BaseException:
+            self._keep(uid, before)  # or the next list would hold it for handled
+            raise
+
+    def _keep(self, uid: str, item: Object | None) -> None:
+        if item is None:
             self._objects.pop(uid, None)
         else:
             self._objects[uid] = item
-        if not self._stopped.is_set():
-            self._handle(kind, item)
 
 
 def _named(config: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:

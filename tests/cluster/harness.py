@@ -9,7 +9,6 @@ How a model behaves is said in `spec.model.uri`, as in "errors=0.1": the pods ha
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
@@ -294,8 +293,11 @@ class Gateway:
             return
         parents = [self._answer(route, parent, *wanted) for parent in route["spec"].get("parentRefs") or ()]
         path = path_of(*self._kind, metadata["namespace"], metadata["name"], "status")
-        with contextlib.suppress(KubeError):
+        try:
             self._client.patch(path, {"status": {"parents": parents}})
+        except KubeError as error:
+            if error.status != 404:
+                raise  # the informer comes with it again
 
     def _answer(self, route: Object, parent: Object, said: str, generation: int) -> Object:
         conditions = [

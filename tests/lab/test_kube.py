@@ -81,6 +81,32 @@ def test_an_object_that_did_not_change_is_not_told_twice() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "answers"),
+    [
+        ("ADDED", [[pod("a", 1)], [pod("a", 1)]]),
+        ("MODIFIED", [[pod("a", 1)], [("MODIFIED", pod("a", 105))], [pod("a", 105)]]),
+        ("DELETED", [[pod("a", 1)], [("DELETED", pod("a", 106))], []]),
+    ],
+)
+def test_a_change_whose_handling_failed_comes_again_with_the_next_list(
+    kind: str, answers: list[list[Any]]
+) -> None:
+    told: list[str] = []
+
+    def handle(what: str, _: Object) -> None:
+        told.append(what)
+        if what == kind and told.count(kind) == 1:
+            raise KubeError(503, "ServiceUnavailable", "the API server goes down")
+
+    server = BrokenServer(*answers)
+    informer = Informer(server, "/pods", handle)  # type: ignore[arg-type]
+    informer.start()
+    assert server.finished.wait(10)
+    informer.stop()
+    assert told[-2:] == [kind, kind]
+
+
+@pytest.mark.parametrize(
     ("arguments", "path"),
     [
         (("v1", "pods"), "/api/v1/pods"),
