@@ -424,12 +424,19 @@ def _by_revision(status: Status) -> dict[str, int]:
     return {role.revision: weight for role, weight in pairs if role and weight}
 
 
+def _kept(round: Round) -> int:
+    """The candidate's pods that go on being asked for, whatever is needed now (S2). Nobody takes the user's own away, and what
+    their scaler did not make in a busier hour, or during a restart of the baseline, is not missing once it is over."""
+    candidate = round.status.candidate
+    return candidate.desired if candidate and round.spec.workload.services is None else 0
+
+
 def _comparing_sizes(round: Round) -> tuple[int, int, int]:
     status, capacity = round.status, round.capacity
     assert status.candidate is not None
-    present = status.candidate.desired
-    if present == 0 and round.spec.paused:
+    if status.candidate.desired == 0 and round.spec.paused:
         return capacity, 0, 0  # nothing is created before somebody resumes
+    present = _kept(round)
     ready = round.view(status.candidate).ready
     if round.view(status.stable).ready == 0 and ready > 0:
         return capacity, max(capacity, present), 0  # S1: it carries everything, so it gets the size for it
@@ -460,7 +467,7 @@ def _promoting_sizes(round: Round) -> tuple[int, int, int]:
     status, capacity = round.status, round.capacity
     assert status.candidate is not None
     if not round.lean or (round.view(status.stable).ready == 0 and round.view(status.candidate).ready):
-        return capacity, max(capacity, status.candidate.desired), 0
+        return capacity, max(capacity, _kept(round)), 0
     pods = pods_at(round, 100 - round.holdback)
     # With nothing held back, one pod of the baseline stays until the traffic has left it.
     return _exchanged_sizes(round, replace(pods, baseline=max(1, pods.baseline)))

@@ -52,11 +52,11 @@ class Case:
 
     @property
     def at_start(self) -> int | None:
-        """Pods at the start; of the user's own as many as are left of them."""
+        """Pods at the start; of the user's own what they grew to, or as many as are left of them."""
         before, stable = self.after.capacity_at_start, self.after.stable
         if before is None or stable is None or self.spec.workload.services is None:
             return before
-        return min(before, self.pods.get(stable.revision, 0))
+        return min(max(before, self.ready(stable)), self.pods.get(stable.revision, 0))
 
     @property
     def pod_ratio(self) -> bool:
@@ -283,6 +283,8 @@ class Rules:
 
     def s3_pods_outlast_weight(self, case: Case) -> None:
         status, drain = case.after, case.spec.drain_delay
+        if case.spec.workload.services is not None:
+            return  # pods of the user's: nobody takes them away
         wanted = {gone.revision: gone.desired for gone in status.retiring if gone.until > case.now}
         roles = [r for r in (status.stable, status.candidate, status.previous) if r]
         wanted |= {role.revision: role.desired for role in roles}
@@ -480,7 +482,14 @@ class Rules:
         assert after.stable is not None
         if not case.lean:
             assert after.stable.desired >= case.capacity, "S9: the baseline is below capacity"
-        if after.candidate and before.candidate and before.attempt == after.attempt and not case.lean:
+        ours = case.spec.workload.services is None
+        if (
+            after.candidate
+            and before.candidate
+            and before.attempt == after.attempt
+            and ours
+            and not case.lean
+        ):
             same = before.candidate.revision == after.candidate.revision
             grown = after.candidate.desired >= before.candidate.desired or after.phase == Phase.ROLLING_BACK
             assert grown or not same, "S2: the candidate was shrunk within an attempt"

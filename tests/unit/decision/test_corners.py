@@ -908,6 +908,37 @@ class TestTheUsersOwnScalers:
         world.lose(promoted, 0).until("Healthy", limit=7200, every=30)
         assert world.status.stable.revision == promoted
 
+    def by_day(self, candidate: int) -> tuple[World, str]:
+        """Four pods of the baseline and so many of the candidate, in the middle of a step of 50 %; whose pods are the baseline's."""
+        steps = [{"weight": 50, "duration": "1h"}]
+        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
+        workload = {"replicas": 1, "services": names}
+        world = World(spec=spec_of(workload=workload, strategy={"canary": {"steps": steps}}))
+        world.edit(workload={"replicas": 4, "services": names}).healthy()
+        world.edit(workload={"replicas": 4, "services": names | {"candidate": {"name": "c"}}}).release("2")
+        started(world)
+        world.edit(workload={"replicas": 1, "services": names | {"candidate": {"name": "c"}}})
+        assert world.status.stable
+        stable = world.status.stable.revision
+        world.own = {stable: 4, world.revision: candidate}
+        return world.run(60), stable
+
+    def test_a_pod_that_the_baseline_has_too_many_for_a_moment_is_not_missed_for_ever(self) -> None:
+        world, stable = self.by_day(candidate=2)
+        world.own[stable] = 5  # as a rolling restart does
+        world.run(10)
+        world.own[stable] = 4
+        world.run(1800, every=30)
+        assert (world.status.phase, world.status.weights.candidate) == ("Progressing", 50)
+
+    def test_what_both_shrank_to_is_enough_for_a_promotion_after_a_day_of_more(self) -> None:
+        world, stable = self.by_day(candidate=4)
+        world.own = {stable: 8, world.revision: 8}
+        world.run(600, every=30)
+        world.own = {stable: 2, world.revision: 2}
+        world.run(60).judge(GOOD).run(3600, every=30)
+        assert world.status.history[0].outcome == "Promoted"
+
     def test_the_way_back_is_not_held(self) -> None:
         world = self.night().judge(BAD)
         world.until("RolledBack", limit=60)
