@@ -80,6 +80,14 @@ class _Entry:
     pod: Pod | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Grave:
+    """How an object went: at which version, and whether it was seen by its label until then."""
+
+    version: str
+    labelled: bool
+
+
 class Store:
     """Objects by kind, namespace and name. Nothing handed out may be changed."""
 
@@ -92,9 +100,9 @@ class Store:
         self._watchers: defaultdict[Ref, set[Key]] = defaultdict(set)
         self._references: dict[Key, frozenset[Ref]] = {}
         self._listed: dict[tuple[str, str | None], str] = {}
-        # By uid, the version at which an object went. The answer to a write of ours may come after the word that the
-        # object is gone, and must not bring it back; one that only lost our label may come back with a newer version.
-        self._gone: OrderedDict[str, str] = OrderedDict()
+        # By uid, how an object went. The answer to a write of ours may come after the word that the object is gone, and must not
+        # bring it back; one that only lost our label may come back with a newer version, or without the label.
+        self._gone: OrderedDict[str, _Grave] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -103,9 +111,11 @@ class Store:
         """Take an object from a watch; the rollouts it concerns, none if it is old news."""
         ref = ref_of(obj)
         present = self._entries.get(ref)
-        known = present.version if present is not None else self._gone.get(_uid(obj))
-        old = known is not None and not _newer(_version(obj), than=known)
-        if old and (present is not None or not _lost_label(obj, at=known)):
+        grave = self._gone.get(_uid(obj)) if present is None else None
+        known = present or grave
+        old = known is not None and not _newer(_version(obj), than=known.version)
+        # A watch by label says of what only lost it that it went; one by name knows better.
+        if old and (grave is None or not grave.labelled or not _lost_label(obj)):
             return frozenset()
         return self._set(ref, obj)
 
@@ -118,11 +128,11 @@ class Store:
         lost the label that it was watched by and another watch sees it."""
         ref = ref_of(obj)
         present = self._entries.get(ref)
-        labelled = ROLLOUT_LABEL in (obj["metadata"].get("labels") or {})
+        labelled = _labelled(obj)
         same = present is not None and (present.uid, present.version) == (_uid(obj), _version(obj))
         if labelled and same and present is not None and present.rollout is None:
             return frozenset()
-        self._bury(_uid(obj), _version(obj))
+        self._bury(_uid(obj), _version(obj), labelled=labelled)
         if present is None:
             return frozenset()
         other = _uid(obj) != present.uid
@@ -159,13 +169,14 @@ class Store:
             if self._entries[ref].rollout is None and kind not in (MODEL_ROLLOUT, *ROUTES):
                 continue
             if restored or not _newer(self._entries[ref].version, than=resource_version):
-                self._bury(self._entries[ref].uid, resource_version)
+                labelled = kind not in (MODEL_ROLLOUT, *ROUTES)  # these are watched whatever their labels
+                self._bury(self._entries[ref].uid, resource_version, labelled=labelled)
                 affected |= self._evict(ref)
         return frozenset(affected)
 
-    def _bury(self, uid: str, version: str) -> None:
+    def _bury(self, uid: str, version: str, *, labelled: bool) -> None:
         if uid:
-            self._gone[uid] = version
+            self._gone[uid] = _Grave(version, labelled)
         if len(self._gone) > GRAVES:
             self._gone.popitem(last=False)
 
@@ -339,12 +350,13 @@ def _version(obj: Mapping[str, Any]) -> str:
     return str(obj["metadata"].get("resourceVersion") or "")
 
 
-def _lost_label(obj: Mapping[str, Any], *, at: str | None) -> bool:
-    """Whether an object is there at the very version at which a watch said that it went: one by our label says so of what
-    lost the label."""
-    metadata = obj["metadata"]
-    stands = ROLLOUT_LABEL not in (metadata.get("labels") or {}) and not metadata.get("deletionTimestamp")
-    return stands and _version(obj) == at and obj["kind"] != MODEL_ROLLOUT.kind
+def _labelled(obj: Mapping[str, Any]) -> bool:
+    return ROLLOUT_LABEL in (obj["metadata"].get("labels") or {})
+
+
+def _lost_label(obj: Mapping[str, Any]) -> bool:
+    """Whether an object that went by its label is there without it."""
+    return not _labelled(obj) and not obj["metadata"].get("deletionTimestamp")
 
 
 def _newer(version: str, *, than: str) -> bool:

@@ -133,6 +133,29 @@ def test_a_users_object_that_lost_our_label_stays_whichever_watch_tells_it_first
     assert store.count(kind) == 0
 
 
+@pytest.mark.parametrize("first", ["a list by label", "the watch by name"])
+def test_nor_is_it_lost_where_a_list_tells_of_it(first: str):
+    """The watch by label was down when the label went, and the watch by name was down for longer."""
+    store = Store()
+    store.put(make(SERVICE, "theirs", 5))
+    tells = [
+        lambda: store.resync(SERVICE, [], "9"),
+        lambda: store.put(make(SERVICE, "theirs", 7, rollout=None)),
+    ]
+    for tell in tells if first == "a list by label" else reversed(tells):
+        tell()
+    assert store.count(SERVICE) == 1
+
+
+def test_the_late_answer_to_a_write_does_not_bring_back_a_users_object_either():
+    store = Store()
+    store.put(make(DEPLOYMENT, "legacy", 5, rollout=None))
+    store.put(make(DEPLOYMENT, "legacy", 7, rollout=None))
+    store.remove(make(DEPLOYMENT, "legacy", 7, rollout=None))
+    assert store.wrote(make(DEPLOYMENT, "legacy", 7, rollout=None)) == set()
+    assert store.count(DEPLOYMENT) == 0
+
+
 def test_children_are_those_with_the_label_those_with_the_owner_and_the_slices_of_their_services():
     store = Store()
     store.put(make(MODEL_ROLLOUT, "fraud", 1, rollout=None, uid="u-fraud"))
