@@ -340,8 +340,8 @@ def unfinished(round: Round) -> Round | None:
     timed, over = round.plan_step.timed, _step_over(round)
     if not over and not (timed and superior(round)):
         return round.wait(Reason.AWAITING_DURATION, evidence_summary(round), step_runs=True)
-    wanted = round.plan_step.min_requests
-    # Fewer than at the start are counted where nothing is any more, as with mode Off.
+    # With mode Off nobody counts.
+    wanted = round.plan_step.min_requests if round.spec.analysis.mode == "On" else 0
     seen = max(0.0, counted_requests(round) - step.requests_at_start)
     if seen < wanted and not (timed and over):
         return round.wait(
