@@ -73,8 +73,8 @@ class Record:
         if isinstance(target, int):
             return target
         pod = self.template.get("spec") or {}
-        containers = [*_objects(pod.get("containers")), *_objects(pod.get("initContainers"))]
-        ports = (port for container in containers for port in _objects(container.get("ports")))
+        containers = [*objects(pod.get("containers")), *objects(pod.get("initContainers"))]
+        ports = (port for container in containers for port in objects(container.get("ports")))
         return next((port.get("containerPort") for port in ports if port.get("name") == target), None)
 
 
@@ -122,14 +122,15 @@ def set_variables(pod: Object, ours: Mapping[str, str | None]) -> None:
 
 def _variables(ours: Mapping[str, str | None], container: Mapping[str, Any]) -> list[Any]:
     present = container.get("env") or []
-    names = {variable.get("name") for variable in present if isinstance(variable, dict)}
+    names = [variable.get("name") for variable in objects(present)]
     return [
         *({"name": name, "value": value} for name, value in ours.items() if value and name not in names),
         *present,
     ]
 
 
-def _objects(value: Any) -> list[Object]:
+def objects(value: Any) -> list[Object]:
+    """The objects in a list of a template, whatever stands there: the API server says what does not belong there."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 

@@ -33,6 +33,7 @@ from modelrollout.workloads.backends import Backend, picker_of, pool_selector
 from modelrollout.workloads.children import Children, Problem
 from modelrollout.workloads.gates import JOB_NAME_LABEL, job_outcome
 from modelrollout.workloads.own_services import own_backends
+from modelrollout.workloads.revisions import objects
 
 CONFIG_ANNOTATION = f"{GROUP}/config-hash"
 _HASH_LENGTH = 10
@@ -174,21 +175,25 @@ def _needed(template: Mapping[str, Any]) -> set[tuple[Kind, str]]:
 
 def _config_references(template: Mapping[str, Any]) -> Iterator[tuple[Kind, str, bool]]:
     """Kind, name, and whether the reference is optional."""
-    pod = template.get("spec") or {}
-    for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
-        for source in container.get("envFrom") or ():
+    pod = _object(template.get("spec"))
+    for container in (*objects(pod.get("initContainers")), *objects(pod.get("containers"))):
+        for source in objects(container.get("envFrom")):
             yield from _named(source, "configMapRef", "secretRef")
-        for variable in container.get("env") or ():
-            yield from _named(variable.get("valueFrom") or {}, "configMapKeyRef", "secretKeyRef")
-    for volume in pod.get("volumes") or ():
+        for variable in objects(container.get("env")):
+            yield from _named(_object(variable.get("valueFrom")), "configMapKeyRef", "secretKeyRef")
+    for volume in objects(pod.get("volumes")):
         yield from _named(volume, "configMap", "secret")
-        for source in (volume.get("projected") or {}).get("sources") or ():
+        for source in objects(_object(volume.get("projected")).get("sources")):
             yield from _named(source, "configMap", "secret")
 
 
-def _named(source: Mapping[str, Any], config_map: str, secret: str) -> Iterator[tuple[Kind, str, bool]]:
+def _object(value: Any) -> Object:
+    return value if isinstance(value, dict) else {}
+
+
+def _named(source: Object, config_map: str, secret: str) -> Iterator[tuple[Kind, str, bool]]:
     for kind, key in ((CONFIG_MAP, config_map), (SECRET, secret)):
-        ref = source.get(key) or {}
+        ref = _object(source.get(key))
         name = ref.get("name") or ref.get("secretName")
         if name:
             yield kind, str(name), bool(ref.get("optional"))

@@ -26,6 +26,7 @@ from modelrollout.cluster.kinds import (
 from modelrollout.cluster.references import DATA_HASH, Interest
 from modelrollout.workloads import Children
 from modelrollout.workloads.backends import Backend
+from modelrollout.workloads.revisions import dry_run_object, without_nulls
 from modelrollout.workloads.source import CONFIG_ANNOTATION, config_names, filled_in, interests
 from modelrollout.workloads.takeover import (
     forget,
@@ -149,6 +150,31 @@ def test_what_is_not_configuration_is_not_looked_for() -> None:
         volumes=[{"name": "v", "emptyDir": {}}],
     )
     assert config_names(template) == set()
+
+
+WRONG: dict[str, Object] = {
+    "variables as in a compose file": pod({"env": ["A=b"]}),
+    "a value where its source belongs": pod({"env": [{"name": "A", "valueFrom": "x"}]}),
+    "sources of variables by name": pod({"envFrom": ["x"]}),
+    "one source of variables": pod({"envFrom": {"configMapRef": {"name": "x"}}}),
+    "a reference by name": pod({"envFrom": [{"configMapRef": "x"}]}),
+    "volumes by name": pod(volumes={"v": {"configMap": {"name": "x"}}}),
+    "an empty volume": pod(volumes=[None]),
+    "a projection of a list": pod(volumes=[{"name": "v", "projected": [{"secret": {"name": "x"}}]}]),
+    "sources of a projection by name": pod(volumes=[{"name": "v", "projected": {"sources": ["x"]}}]),
+    "a variable with two names": pod({"env": [{"name": ["A", "B"], "value": "c"}]}),
+}
+
+
+@pytest.mark.parametrize("template", WRONG.values(), ids=WRONG)
+def test_a_template_of_another_shape_is_left_for_the_api_server_to_refuse(template: Object) -> None:
+    """A round that fails would keep what is under way from everything, the way back too."""
+    spec = whole(tracking(template))
+    made = dry_run_object(manifest(), spec, hash_revision(spec))
+    there = made["spec"]["template"]["spec"]
+    assert there.get("volumes") == without_nulls(template)["spec"].get("volumes")
+    variables = template["spec"]["containers"][0].get("env", [])
+    assert [one for one in there["containers"][0]["env"] if one in variables] == variables
 
 
 def test_only_a_short_hash_stands_in_the_template_and_the_spec_is_left_alone() -> None:
