@@ -129,8 +129,13 @@ class Store:
         ref = ref_of(obj)
         present = self._entries.get(ref)
         labelled = _labelled(obj)
-        same = present is not None and (present.uid, present.version) == (_uid(obj), _version(obj))
-        if labelled and same and present is not None and present.rollout is None:
+        # What is gone has no later version.
+        stands = (
+            present is not None
+            and present.uid == _uid(obj)
+            and not _newer(_version(obj), than=present.version)
+        )
+        if labelled and stands and present is not None and present.rollout is None:
             return frozenset()
         self._bury(_uid(obj), _version(obj), labelled=labelled)
         if present is None:

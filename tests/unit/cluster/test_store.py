@@ -133,6 +133,15 @@ def test_a_users_object_that_lost_our_label_stays_whichever_watch_tells_it_first
     assert store.count(kind) == 0
 
 
+def test_nor_does_the_watch_by_label_that_tells_it_late_undo_what_came_after() -> None:
+    store = Store()
+    store.put(make(DEPLOYMENT, "theirs", 5))
+    store.put(make(DEPLOYMENT, "theirs", 7, rollout=None))
+    store.put(make(DEPLOYMENT, "theirs", 8, rollout=None))
+    store.remove(make(DEPLOYMENT, "theirs", 7))
+    assert store.count(DEPLOYMENT) == 1
+
+
 @pytest.mark.parametrize("first", ["a list by label", "the watch by name"])
 def test_nor_is_it_lost_where_a_list_tells_of_it(first: str):
     """The watch by label was down when the label went, and the watch by name was down for longer."""
