@@ -261,6 +261,8 @@ def _unseen_split(round: Round) -> str:
         return ""
     if round.spec.analysis.mode == "Off":
         return "nothing is measured (analysis.mode is Off)"
+    if all(metric.guardrail is not None for metric in round.spec.analysis.metrics):
+        return "no metric counts requests"
     if round.pod_ratio:
         return "the number of ready pods makes the split"
     if step is not None and step.stickiness is not None:

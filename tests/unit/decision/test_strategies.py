@@ -533,6 +533,9 @@ UNCOUNTED: dict[str, dict[str, Any]] = {
     "users are drawn": {"strategy": {"abTest": STEP | {"stickiness": {"cookie": "side"}}}},
     "pods make the split": {"traffic": {"podRatio": {}}, "workload": {"replicas": 5}},
     "nothing is measured": {"analysis": {"mode": "Off"}},
+    "only guardrails are measured": {
+        "analysis": {"metrics": [{"name": "heat", "guardrail": {"query": "heat", "max": "1"}}]}
+    },
 }
 
 
