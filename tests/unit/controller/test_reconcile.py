@@ -531,10 +531,10 @@ async def test_a_guardrail_that_is_away_under_requests_is_tried_again_now_and_th
     """Nobody can know at 0 % whether it would be back."""
     world = await deployed()
     world.prometheus.can("p99_seconds", lambda _: None)
-    steps = {"canary": {"steps": [{"weight": 50, "duration": "1h"}]}}
+    steps = {"canary": {"steps": [{"weight": 50, "duration": "20m"}]}}
     world.apply("2", strategy=steps, analysis={"metrics": [ERRORS, SLOW], "outage": "5m"})
     await world.run(900, until=lambda: world.status["weights"].get("candidate") == 50)
-    for _ in range(3):
+    for _ in range(2):
         await world.run(270)
         assert world.status["weights"]["candidate"] == 50
         await world.run(60, until=lambda: world.status["parked"])
@@ -600,13 +600,13 @@ async def test_the_alarm_allows_for_a_watch_that_an_edit_or_a_pause_made_longer(
 
     await world.run(120)
     assert horizon() == 2 * 600 / 15
-    world.apply("2", watch={"duration": "30m", "holdback": 0})
+    world.apply("2", watch={"duration": "12m", "holdback": 0})
     await world.run(120)
-    assert horizon() == 2 * 1800 / 15
-    world.apply("2", watch={"duration": "30m", "holdback": 0}, paused=True)
-    await world.run(4200)
+    assert horizon() == 2 * 720 / 15
+    world.apply("2", watch={"duration": "12m", "holdback": 0}, paused=True)
+    await world.run(1700)
     assert world.phase == "Watching"
-    assert horizon() > 2 * 1800 / 15, "requests are compared, however long it is held"
+    assert horizon() > 2 * 720 / 15, "requests are compared, however long it is held"
 
 
 async def test_a_rollout_without_requests_says_so_and_writes_no_more_for_it() -> None:

@@ -6,14 +6,16 @@ decided; a few things that can't be read off one round (when a revision last had
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from math import ceil
 
 from modelrollout.api.conditions import EventReason
 from modelrollout.api.spec import Spec
 from modelrollout.api.status import GateState, Phase, RevisionStatus, Status, StepStatus
+from modelrollout.api.types import JsonObject
 from modelrollout.decision.types import Data, Decision, Judgement, Observation, Timing, Wish
 
 COMPARING = (Phase.PROGRESSING, Phase.PAUSED)
@@ -44,7 +46,7 @@ class Case:
         if accepted is None:
             assert self.wish.spec is not None
             return self.wish.spec
-        return Spec.from_wire(accepted)
+        return read_spec(accepted)
 
     @property
     def capacity(self) -> int:
@@ -73,9 +75,7 @@ class Case:
     def given(self, duration: Callable[[Spec], float]) -> float:
         """Seconds by which an edit that was accepted now has lengthened a duration."""
         return (
-            duration(self.spec) - duration(Spec.from_wire(self.before.accepted))
-            if self.before.accepted
-            else 0.0
+            duration(self.spec) - duration(read_spec(self.before.accepted)) if self.before.accepted else 0.0
         )
 
     def ready(self, role: RevisionStatus | None) -> int:
@@ -111,6 +111,16 @@ def wanted_pods(status: Status) -> int:
     """Pods of all revisions, those included that retire."""
     roles = [r for r in (status.stable, status.candidate, status.previous) if r]
     return sum(role.desired for role in roles) + sum(gone.desired for gone in status.retiring)
+
+
+def read_spec(wire: JsonObject) -> Spec:
+    """A spec from its wire form; one that was read before is not read again, as most time would go into that."""
+    return _read_spec(json.dumps(wire))
+
+
+@cache
+def _read_spec(text: str) -> Spec:
+    return Spec.from_wire(json.loads(text))
 
 
 @dataclass

@@ -837,26 +837,26 @@ class TestADeadlineIsForWhatIsWaitedFor:
     def test_what_is_harmless_is_promoted_by_a_plan_that_is_longer(self) -> None:
         world = self.released(deadline="1h", onInconclusive="Rollback")
         world.judge(GOOD)
-        world.run(9 * 3600, every=30)
+        world.run(9 * 3600)
         assert "Inconclusive" not in world.reasons()
         assert world.status.history[0].outcome == "Promoted"
 
     def test_so_is_what_is_not_analysed(self) -> None:
         world = self.released(mode="Off")
         world.judge(Judgement())
-        world.run(9 * 3600, every=30)
+        world.run(9 * 3600)
         assert "Inconclusive" not in world.reasons()
         assert world.status.history[0].outcome == "Promoted"
 
     def test_so_is_what_is_not_analysed_any_more(self) -> None:
         world = self.released()
-        world.until("Progressing").run(5 * 3600, every=30)
+        world.until("Progressing").run(5 * 3600)
         assert world.status.step and (world.status.step.index, world.status.step.requests_at_start) == (
             1,
             1000,
         )
         world.edit(analysis={"mode": "Off"}).judge(Judgement())
-        world.run(4 * 3600, every=30)
+        world.run(4 * 3600)
         assert world.status.history[0].outcome == "Promoted"
 
     def test_requests_that_nobody_counts_any_more_are_not_waited_for(self) -> None:
@@ -870,16 +870,16 @@ class TestADeadlineIsForWhatIsWaitedFor:
 
     def test_what_is_not_proven_by_the_end_of_the_steps_has_that_long(self) -> None:
         world = self.released(deadline="1h")
-        world.run(8.5 * 3600, every=30)
+        world.run(8.5 * 3600)
         assert world.condition("Reconciling") == ("True", "AwaitingEvidence")
-        world.run(3600, every=30)
+        world.run(3600)
         assert world.condition("Reconciling") == ("True", "Inconclusive")
 
     def test_what_the_newest_samples_may_prove_is_not_called_inconclusive(self) -> None:
         world = self.released(deadline="1h")
-        world.run(8.5 * 3600, every=30)
+        world.run(8.5 * 3600)
         world.judge(replace(NEUTRAL, pending=True))
-        world.run(3600, every=30)
+        world.run(3600)
         assert "Inconclusive" not in world.reasons()
         world.judge(GOOD)
         world.run(600, every=30)

@@ -465,7 +465,9 @@ def test_a_rule_that_is_taken_out_is_missed(monkeypatch: pytest.MonkeyPatch, cas
 def test_parking_and_restoring_hold_the_rules() -> None:
     """The walk of test_invariants seldom stays away from its metrics for so long."""
     world = tried()
-    world.judge(replace(NEUTRAL, data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now)).run(2000)
+    world.judge(replace(NEUTRAL, data=Data.UNAVAILABLE, failed_polls=3, outage_since=world.now)).run(
+        2000, every=5
+    )
     assert world.status.parked
     world.judge(NEUTRAL).run(60)
     assert world.rules.checked > 400

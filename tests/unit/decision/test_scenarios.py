@@ -106,7 +106,7 @@ class TestMissingData:
 
     def test_a_long_outage_parks_the_candidate_and_data_restore_it(self, world: World) -> None:
         started(world)
-        world.judge(OUTAGE, outage_since=world.now).run(1900)
+        world.judge(OUTAGE, outage_since=world.now).run(1900, every=5)
         assert world.status.parked
         assert world.status.weights.candidate == 0
         assert world.pods[world.revision]

@@ -5,9 +5,11 @@ Everything that is committed goes over the wire format and back, as a restart wo
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from modelrollout.api.conditions import Reason
@@ -27,7 +29,7 @@ from modelrollout.decision.types import (
     Wish,
 )
 from modelrollout.evidence.verdict import Assessment, MetricAssessment, Verdict
-from tests.unit.decision.rules import Case, Rules
+from tests.unit.decision.rules import Case, Rules, read_spec
 
 TIMING = Timing()
 START = 1_800_000_000.0
@@ -119,6 +121,11 @@ GOOD = Judgement(data=Data.OK, assessment=assessment(harmless=True), rate=100.0)
 BAD = Judgement(data=Data.OK, assessment=assessment(harm=True), rate=100.0)
 
 
+@cache
+def _revision_of(spec: str) -> str:
+    return hash_revision(read_spec(json.loads(spec)))
+
+
 @dataclass
 class World:
     """One ModelRollout and its surroundings."""
@@ -157,12 +164,12 @@ class World:
     @property
     def parsed(self) -> Spec:
         """The spec as the operator reads it."""
-        return Spec.from_wire(self.spec)
+        return read_spec(self.spec)
 
     @property
     def revision(self) -> str:
         """The revision that the spec names."""
-        return hash_revision(self.parsed)
+        return _revision_of(json.dumps(self.spec))
 
     def wish(self) -> Wish:
         """What the object asks for."""
@@ -173,7 +180,7 @@ class World:
             generation=self.generation,
             revision=self.revision,
             spec=None if self.problem else self.parsed,
-            fallback=Spec.from_wire(accepted) if accepted else None,
+            fallback=read_spec(accepted) if accepted else None,
             reason=self.reason,
             problem=self.problem or "",
             annotations={f"modelrollout.dev/{verb}": value for verb, value in self.annotations.items()},
@@ -280,8 +287,9 @@ class World:
         told = replace(found, metrics=metrics, harm=False, harmless=False, outlier=False)
         return replace(self.judged, assessment=told)
 
-    def run(self, seconds: float, *, every: float = 5.0) -> World:
-        """Tick for a while."""
+    def run(self, seconds: float, *, every: float | None = None) -> World:
+        """Tick for a while: every 5 s, or every 30 s if it is longer than half an hour."""
+        every = every or (5.0 if seconds <= 1800 else 30.0)
         for _ in range(int(seconds / every)):
             self.tick(every)
         return self
