@@ -389,13 +389,14 @@ def what_can_not_be_proven_in_time_pauses_with_the_reason_until_somebody_decides
 
 @story
 def a_guardrail_counts_only_failures_in_a_row(world: World) -> None:
-    """It is breached in two of three polls until told otherwise, and three in a row are needed."""
+    """It is breached in every second poll until told otherwise, and three in a row are needed. An answer that the operator
+    does not use, as on a machine that is too busy, makes two of them neighbours, and not three."""
     rollout, polls, bad = world.rollout(), dict[float, int](), threading.Event()
     name = f"heat_{rollout.namespace.replace('-', '_')}"
 
     def value(at: float) -> float:
         number = polls.setdefault(at, len(polls))
-        return 100.0 if bad.is_set() or number % 3 else 50.0
+        return 100.0 if bad.is_set() or number % 2 else 50.0
 
     world.prometheus.can(name, value)
     rollout.deploy("1")
