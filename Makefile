@@ -2,7 +2,7 @@
 # the checkout, keyed by what it was made from, so a second checkout finds it ready.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env lint format test test-unit test-cluster test-lab test-chart test-stories test-others demo lab lab-down generate
+.PHONY: help env lint format test test-unit test-cluster test-lab test-chart test-stories test-faults test-pure demo lab lab-down generate
 
 PYTHON ?= python3
 CACHE := $(or $(MODELROLLOUT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/modelrollout)
@@ -35,19 +35,22 @@ format: env  ## rewrite in the project's format
 generate: env  ## crds/ and docs/api.md from the pydantic models
 	@$(PY) -m modelrollout.api.generate
 
-test: env  ## everything: unit, cluster, lab, chart; in two streams, as most of the time is spent in waiting
+test: env  ## everything: unit, cluster, lab, chart; in three streams, as most of the time is spent in waiting
 	@$(PY) -m lab build
-	@echo "Two streams of tests, each printed at its end: stories of one cluster; all others"
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-stories test-others
+	@echo "Three streams of tests, each printed at its end: unit tests and chart; real traffic and faults; stories of one cluster"
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-pure test-faults test-stories
 
-# The longest of them, so that both streams end at about the same time.
-LONG := tests/cluster/test_kills.py
+# Faults that take long are not told beside the other stories, so that these streams end at about the same time.
+FAULTS := tests/cluster/test_kills.py tests/cluster/test_fifty.py
+
+test-pure: env
+	@$(PY) -m pytest tests/unit tests/chart $(ARGS)
+
+test-faults: env
+	@$(PY) -m pytest tests/lab $(FAULTS) $(ARGS)
 
 test-stories: env
-	@$(PY) -m pytest tests/cluster $(LONG:%=--ignore=%) $(ARGS)
-
-test-others: env
-	@$(PY) -m pytest tests/unit tests/chart tests/lab $(LONG) $(ARGS)
+	@$(PY) -m pytest tests/cluster $(FAULTS:%=--ignore=%) $(ARGS)
 
 test-unit: env  ## pure code only, seconds
 	@$(PY) -m pytest tests/unit $(ARGS)
