@@ -63,7 +63,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def server(fake: FakePrometheus, pool: ThreadPoolExecutor) -> Iterator[PrometheusServer]:
     made = PrometheusServer(
-        ServerSettings("default", fake.url), pool=pool, timeouts=Timeouts(connect=0.5, read=0.3, total=0.6)
+        ServerSettings("default", fake.url), pool=pool, timeouts=Timeouts(connect=1.5, read=1.5, total=2.5)
     )
     yield made
     made.close()
@@ -184,7 +184,7 @@ async def test_latency_waits_for_its_bounds_and_offers_the_past(
 async def test_bad_data_hold_and_are_read_again_without_loss(
     server: PrometheusServer, fake: FakePrometheus, mode: str, reason: str
 ) -> None:
-    fake.fail(mode, match="http_requests_total", seconds=3)
+    fake.fail(mode, match="http_requests_total", seconds=20)
     got = await sample(server, queries(ERRORS), SCOPE, PACE, since=T0, now=T0 + 30)
     assert (got.data, got.reason, got.cut, got.polls) == (Data.UNAVAILABLE, reason, T0, ())
     assert got.problem.startswith(f"{reason}: errors: ")

@@ -13,7 +13,7 @@ from modelrollout.telemetry.servers import PrometheusServer, ServerSettings, Tim
 from tests.fakes.prometheus import FakePrometheus, listed
 
 UP = {"__name__": "up", "pod": "a"}
-QUICK = Timeouts(connect=0.5, read=0.3, total=0.6)
+QUICK = Timeouts(connect=1.5, read=1.5, total=2.5)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def test_every_query_says_its_time_and_its_limit(
 ) -> None:
     await server.read_series("up{}", at=130, reach=31)
     (query,) = fake.queries
-    assert (query.text, query.time, query.timeout) == ("up{}[31000ms]", 130.0, "300ms")
+    assert (query.text, query.time, query.timeout) == ("up{}[31000ms]", 130.0, "1500ms")
 
 
 @pytest.mark.parametrize(
