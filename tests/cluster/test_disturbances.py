@@ -101,6 +101,14 @@ def away(obj: Object) -> bool:
     return condition(obj, "MetricsAvailable").get("status") == "False"
 
 
+def wait_away(rollout: Rollout, reason: str) -> Object:
+    """Something else may be told first, as a time-out where this machine is busy."""
+    return rollout.wait(
+        lambda obj: away(obj) and condition(obj, "MetricsAvailable")["reason"] == reason,
+        f"the word that metrics are away: {reason}",
+    )
+
+
 def outage(mode: str, reason: str, *, lossless: bool = True) -> Story:
     """A release in whose second step Prometheus fails in one way for a while."""
 
@@ -110,12 +118,7 @@ def outage(mode: str, reason: str, *, lossless: bool = True) -> Story:
         rollout.apply("2", strategy=APPROVED)  # however slow this machine is, the step has not ended by then
         step = rollout.wait_step("2/2")["status"]
         world.prometheus.fail(mode, match=rollout.namespace, seconds=60.0)
-        # Something else may be told first, as a time-out where this machine is busy.
-        held = rollout.wait(
-            lambda obj: away(obj) and condition(obj, "MetricsAvailable")["reason"] == reason,
-            f"the word that metrics are away: {reason}",
-        )
-        status = held["status"]
+        status = wait_away(rollout, reason)["status"]
         assert status["phase"] == "Progressing"
         assert status["weights"]["candidate"] == 50, "weight is held"
         assert "left" in status["step"], "the clock is held"
@@ -162,9 +165,7 @@ def a_prometheus_that_is_stopped_holds_all_rollouts_and_none_is_rolled_back(worl
         rollout.wait_step("1/2")
     world.frail.stop()
     for rollout in rollouts:
-        held = rollout.wait(away, "the word that metrics are away")
-        assert held["status"]["phase"] == "Progressing"
-        assert condition(held, "MetricsAvailable")["reason"] == "PrometheusUnreachable"
+        assert wait_away(rollout, "PrometheusUnreachable")["status"]["phase"] == "Progressing"
     world.frail.start()
     for rollout in rollouts:
         rollout.wait_phase("Watching")
