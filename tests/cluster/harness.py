@@ -690,6 +690,33 @@ class Rollout:
             ready += "deletionTimestamp" not in known[-1]["metadata"] and is_ready(known[-1])
         return ready
 
+    def check_ready(self) -> None:
+        """Whoever had weight had ready pods: in each version of the status, and of the route when it was written (S1, S3)."""
+        for status in self.history():
+            weights = (status.get("weights") or {}) if status.get("phase") != "Pending" else {}
+            for role in (role for role in ("stable", "candidate", "previous") if weights.get(role)):
+                assert status[role]["ready"], f"{role} has no ready pod: {brief(status)}"
+        for route in self.world.routes.versions(self.namespace, self.name):
+            for service in (service for service, weight in weights_of(route).items() if weight):
+                ready = self.ready_at(service.removeprefix(f"{self.name}-"), version_of(route))
+                assert ready, f"{service} had no ready pod: {weights_of(route)}"
+
+    def check_drained(self, revision: str) -> None:
+        """The pods that a revision had when it lost its role stayed until the time that the status told, no sooner (S3)."""
+        told = [r for s in self.history() for r in s.get("retiring") or () if r["revision"] == revision]
+        assert told, f"{revision} went at once"
+        pods, going = self.world.pods, []
+        for name in pods.every(self.namespace):
+            labels = pods.versions(self.namespace, name)[0]["metadata"]["labels"]
+            if labels.get(REVISION_LABEL) == revision:
+                pods.wait_gone(self.namespace, name)
+                leaving = (
+                    v for v in pods.versions(self.namespace, name) if "deletionTimestamp" in v["metadata"]
+                )
+                going.append(min(pods.seen(version_of(version)) for version in leaving))
+        last = sorted(going)[-told[-1]["desired"] :]
+        assert min(last) >= seconds(told[-1], "until"), f"{revision} went too early: {told[-1]}"
+
     def child(self, revision: str) -> str:
         return f"{self.name}-{revision}"
 
@@ -716,9 +743,11 @@ class Rollout:
         return sorted(found)
 
     def check_ledger(self) -> None:
-        """No sample was counted twice or left out: between any two commits as much was counted as was served."""
+        """No sample was counted twice or left out: between any two commits as much was counted as was served. And nothing was
+        counted from the start that another revision answered, in an attempt before."""
         ledger = self.ledger()
         assert len(ledger) >= 3, ledger
+        assert ledger[0][1] <= ledger[0][2], ledger[0]
         for (_, counted, served), (cut, more_counted, more_served) in itertools.pairwise(ledger):
             assert more_counted - counted == more_served - served, f"up to {cut}: {ledger}"
 

@@ -27,7 +27,7 @@ from tests.cluster.harness import (
     version_of,
     weights_of,
 )
-from tests.cluster.test_releases import CONTAINER, LONG, in_order_once, message
+from tests.cluster.test_releases import CONTAINER, LONG, in_order_once, message, outcomes
 
 STORIES = Stories()
 story = STORIES.story
@@ -46,10 +46,6 @@ def steps(*given: Object) -> Object:
 
 def candidate(obj: Object) -> str:
     return str(obj["status"]["candidate"]["revision"])
-
-
-def outcomes(status: Object) -> list[tuple[str, str]]:
-    return [(entry["outcome"], entry["model"]) for entry in status["history"]]
 
 
 def pause(rollout: Rollout, revision: str) -> Object:
@@ -290,6 +286,7 @@ def the_way_back_to_a_shrunken_baseline_moves_traffic_only_as_pods_can_carry_it(
         after=asked,
     )
     assert rollout.ready_at(new, version_of(gone)) >= 1, "its pods drain after its traffic is gone"
+    rollout.check_drained(new)
 
 
 @story
