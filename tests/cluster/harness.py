@@ -249,6 +249,13 @@ def is_ready(pod: Object) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
+def is_accepted(route: Object) -> bool:
+    """Whether every parent of a route has accepted it as it stands."""
+    said = [c for parent in route.get("status", {}).get("parents") or [] for c in parent["conditions"]]
+    now = {("True", route["metadata"]["generation"])}
+    return {(c["status"], c.get("observedGeneration")) for c in said} == now
+
+
 def weights_of(route: Object) -> dict[str, int]:
     """Weights by Service, of a route of the Gateway API or of a VirtualService."""
     refs = [ref for rule in route["spec"].get("rules") or [] for ref in rule.get("backendRefs") or []]
@@ -702,20 +709,28 @@ class Rollout:
                 assert ready, f"{service} had no ready pod: {weights_of(route)}"
 
     def check_drained(self, revision: str) -> None:
-        """The pods that a revision had when it lost its role stayed until the time that the status told, no sooner (S3)."""
-        told = [r for s in self.history() for r in s.get("retiring") or () if r["revision"] == revision]
+        """A revision lost its role only when the route without it was accepted, and the pods that it had then stayed until the
+        time that the status told (S3)."""
+        retiring = [(s["version"], r) for s in self.history() for r in s.get("retiring") or ()]
+        told = [(version, gone) for version, gone in retiring if gone["revision"] == revision]
         assert told, f"{revision} went at once"
-        pods, going = self.world.pods, []
-        for name in pods.every(self.namespace):
-            labels = pods.versions(self.namespace, name)[0]["metadata"]["labels"]
+        child, namespace = self.child(revision), self.namespace
+        routes = self.world.routes.versions(namespace, self.name)
+        last = max(n for n, route in enumerate(routes) if weights_of(route).get(child))
+        without = next(route for route in routes[last + 1 :] if is_accepted(route))
+        assert version_of(without) < told[0][0], f"{revision} lost its role before its weight"
+        pods, deployments, going = self.world.pods, self.world.deployments, []
+        for name in pods.every(namespace):
+            labels = pods.versions(namespace, name)[0]["metadata"]["labels"]
             if labels.get(REVISION_LABEL) == revision:
-                pods.wait_gone(self.namespace, name)
-                leaving = (
-                    v for v in pods.versions(self.namespace, name) if "deletionTimestamp" in v["metadata"]
-                )
+                pods.wait_gone(namespace, name)
+                leaving = (v for v in pods.versions(namespace, name) if "deletionTimestamp" in v["metadata"])
                 going.append(min(pods.seen(version_of(version)) for version in leaving))
-        last = sorted(going)[-told[-1]["desired"] :]
-        assert min(last) >= seconds(told[-1], "until"), f"{revision} went too early: {told[-1]}"
+        deployments.wait_gone(namespace, child)
+        deleted = deployments.seen(version_of(deployments.versions(namespace, child)[-1]))
+        gone = told[-1][1]
+        last_pods = sorted(going)[-gone["desired"] :]
+        assert min(deleted, *last_pods) >= seconds(gone, "until"), f"{revision} went too early: {gone}"
 
     def child(self, revision: str) -> str:
         return f"{self.name}-{revision}"

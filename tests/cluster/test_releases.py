@@ -173,6 +173,8 @@ def a_route_that_the_gateway_refuses_is_rolled_back_once_it_is_read_back(world: 
     rolling = rollout.wait_phase("RollingBack")["status"]
     assert rolling["history"][0]["reason"] == "RouteNotAccepted"
     assert "NotAllowedByListeners" in rolling["history"][0]["message"]
+    rollout.patch(watch={"duration": "5s"})  # another round, later than the one that wrote the route
+    rollout.wait_phase("RollingBack")
     world.gateway.accept(rollout.namespace)
     assert rollout.wait_phase("RolledBack")["status"]["rejected"]["reason"] == "RouteNotAccepted"
 
