@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from modelrollout.decision.types import GuardrailReading
-from tests.unit.decision.world import BAD, GOOD, NEUTRAL, World, started
+from tests.unit.decision.world import BAD, GOOD, NEUTRAL, World, assessment, spec_of, started
 
+OUTLIER = replace(NEUTRAL, assessment=assessment(outlier=True))
 HOT = GuardrailReading("gpu", 80000.0, "≤ 70000", breaches=3, breached=True, gating=True)
 
 
@@ -99,3 +100,22 @@ def test_what_happens_counts_in_the_phase(name: str, phase: str) -> None:
     entry = world.status.history[0]
     after = "AfterPromotion" if phase == "Watching" and cause.outcome == "RolledBack" else ""
     assert (entry.outcome, entry.reason) == (cause.outcome + after, cause.reason)
+
+
+def test_an_approval_raises_no_weight_while_harm_rests_on_one_pod() -> None:
+    steps = [{"weight": 10, "duration": "1m", "approval": True}, {"weight": 50, "duration": "2m"}]
+    world = World(spec=spec_of(strategy={"canary": {"steps": steps}})).healthy().release("2").until("Paused")
+    world.judge(OUTLIER).ask("approve", step=world.status.step.id if world.status.step else None).run(60)
+    assert world.status.step and (world.status.step.index, world.status.weights.candidate) == (0, 10)
+    assert world.condition("Reconciling") == ("True", "PodOutlier")
+    world.judge(NEUTRAL).run(120)
+    assert world.status.step.index == 1
+
+
+def test_the_end_of_a_watch_waits_while_harm_rests_on_one_pod_for_as_long_as_it_lasts_at_most() -> None:
+    world = watching().judge(OUTLIER)
+    began = world.now
+    world.run(900)
+    assert (world.status.phase, world.status.weights.previous) == ("Watching", 10)
+    world.until("Healthy")
+    assert 1190 <= world.now - began <= 1230
