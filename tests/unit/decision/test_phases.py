@@ -1,9 +1,13 @@
-"""The phases in which the links of the chain are asked, each cause in each phase that the design names for it."""
+"""The phases in which the links of the chain are asked, and their order where two things happen at once.
+
+Each cause is tried in each phase that the design names for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import pytest
 
@@ -100,6 +104,27 @@ def test_what_happens_counts_in_the_phase(name: str, phase: str) -> None:
     entry = world.status.history[0]
     after = "AfterPromotion" if phase == "Watching" and cause.outcome == "RolledBack" else ""
     assert (entry.outcome, entry.reason) == (cause.outcome + after, cause.reason)
+
+
+# As the chain asks; what takes time is left out.
+ORDER = (
+    "the old revision is named again",
+    "abort is asked for",
+    "another revision is named",
+    "containers restart",
+    "harm is proven",
+    "promote is asked for",
+)
+NAMED = {"the old revision is named again", "another revision is named"}
+
+
+@pytest.mark.parametrize(("first", "second"), [p for p in combinations(ORDER, 2) if set(p) != NAMED])
+def test_of_two_things_at_once_the_first_link_decides(first: str, second: str) -> None:
+    world = progressing()
+    for name in (second, first):
+        CAUSES[name].happen(world, world.status.candidate.revision if world.status.candidate else "")
+    world.tick(1)
+    assert world.status.history[0].reason == CAUSES[first].reason
 
 
 def test_an_approval_raises_no_weight_while_harm_rests_on_one_pod() -> None:
