@@ -249,6 +249,13 @@ def is_ready(pod: Object) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
+def is_accepted(route: Object) -> bool:
+    """Whether every parent of a route has accepted it as it stands."""
+    said = [c for parent in route.get("status", {}).get("parents") or [] for c in parent["conditions"]]
+    now = {("True", route["metadata"]["generation"])}
+    return {(c["status"], c.get("observedGeneration")) for c in said} == now
+
+
 def weights_of(route: Object) -> dict[str, int]:
     """Weights by Service, of a route of the Gateway API or of a VirtualService."""
     refs = [ref for rule in route["spec"].get("rules") or [] for ref in rule.get("backendRefs") or []]
@@ -690,6 +697,41 @@ class Rollout:
             ready += "deletionTimestamp" not in known[-1]["metadata"] and is_ready(known[-1])
         return ready
 
+    def check_ready(self) -> None:
+        """Whoever had weight had ready pods: in each version of the status, and of the route when it was written (S1, S3)."""
+        for status in self.history():
+            weights = (status.get("weights") or {}) if status.get("phase") != "Pending" else {}
+            for role in (role for role in ("stable", "candidate", "previous") if weights.get(role)):
+                assert status[role]["ready"], f"{role} has no ready pod: {brief(status)}"
+        for route in self.world.routes.versions(self.namespace, self.name):
+            for service in (service for service, weight in weights_of(route).items() if weight):
+                ready = self.ready_at(service.removeprefix(f"{self.name}-"), version_of(route))
+                assert ready, f"{service} had no ready pod: {weights_of(route)}"
+
+    def check_drained(self, revision: str) -> None:
+        """A revision lost its role only when the route without it was accepted, and the pods that it had then stayed until the
+        time that the status told (S3)."""
+        retiring = [(s["version"], r) for s in self.history() for r in s.get("retiring") or ()]
+        told = [(version, gone) for version, gone in retiring if gone["revision"] == revision]
+        assert told, f"{revision} went at once"
+        child, namespace = self.child(revision), self.namespace
+        routes = self.world.routes.versions(namespace, self.name)
+        last = max(n for n, route in enumerate(routes) if weights_of(route).get(child))
+        without = next(route for route in routes[last + 1 :] if is_accepted(route))
+        assert version_of(without) < told[0][0], f"{revision} lost its role before its weight"
+        pods, deployments, going = self.world.pods, self.world.deployments, []
+        for name in pods.every(namespace):
+            labels = pods.versions(namespace, name)[0]["metadata"]["labels"]
+            if labels.get(REVISION_LABEL) == revision:
+                pods.wait_gone(namespace, name)
+                leaving = (v for v in pods.versions(namespace, name) if "deletionTimestamp" in v["metadata"])
+                going.append(min(pods.seen(version_of(version)) for version in leaving))
+        deployments.wait_gone(namespace, child)
+        deleted = deployments.seen(version_of(deployments.versions(namespace, child)[-1]))
+        gone = told[-1][1]
+        last_pods = sorted(going)[-gone["desired"] :]
+        assert min(deleted, *last_pods) >= seconds(gone, "until"), f"{revision} went too early: {gone}"
+
     def child(self, revision: str) -> str:
         return f"{self.name}-{revision}"
 
@@ -716,9 +758,11 @@ class Rollout:
         return sorted(found)
 
     def check_ledger(self) -> None:
-        """No sample was counted twice or left out: between any two commits as much was counted as was served."""
+        """No sample was counted twice or left out: between any two commits as much was counted as was served. And nothing was
+        counted from the start that another revision answered, in an attempt before."""
         ledger = self.ledger()
         assert len(ledger) >= 3, ledger
+        assert ledger[0][1] <= ledger[0][2], ledger[0]
         for (_, counted, served), (cut, more_counted, more_served) in itertools.pairwise(ledger):
             assert more_counted - counted == more_served - served, f"up to {cut}: {ledger}"
 

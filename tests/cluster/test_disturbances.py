@@ -179,20 +179,21 @@ def a_long_outage_parks_the_candidate_without_traffic_and_keeps_its_pods(world: 
     rollout = world.rollout()
     rollout.deploy("1")
     rollout.apply("2", strategy=STEPS, analysis=analysis(outage="4s"))
-    rollout.wait_step("2/2")
+    new = rollout.wait_step("2/2")["status"]["candidate"]["revision"]
+    pods = {pod["metadata"]["uid"] for pod in rollout.pods(new)}
     world.prometheus.fail("503", match=rollout.namespace)
     parked = rollout.wait(lambda obj: obj["status"]["parked"], "the parking")["status"]
     assert (parked["weights"]["candidate"], parked["phase"]) == (0, "Progressing")
     world.routes.wait(
         rollout.namespace,
         "fraud",
-        lambda route: weights_of(route).get(rollout.child(parked["candidate"]["revision"]), 0) == 0,
+        lambda route: weights_of(route).get(rollout.child(new), 0) == 0,
         "weight 0 in the route",
         after=rollout.applied,
     )
-    assert len(rollout.pods(parked["candidate"]["revision"])) == parked["candidate"]["desired"]
     world.prometheus.heal(match=rollout.namespace)
     rollout.wait(lambda obj: obj["status"]["weights"]["candidate"] == 50, "the weight of the step again")
+    assert pods <= {pod["metadata"]["uid"] for pod in rollout.pods(new)}, "they stayed"
     rollout.wait_phase("Watching")
     rollout.wait_phase("Healthy")
 
@@ -497,19 +498,27 @@ def a_template_that_the_api_server_refuses_is_told_in_its_words_and_healed_by_a_
 def an_invalid_edit_in_the_middle_of_a_step_freezes_only_what_goes_forward(world: World) -> None:
     rollout = world.rollout()
     rollout.deploy("1")
-    rollout.apply(
-        "2",
-        strategy={"canary": {"steps": [{"weight": 20, "duration": "10m"}]}},
-        analysis=analysis(prometheus="default"),
-    )
-    revision = rollout.wait_step("1/1")["status"]["candidate"]["revision"]
-    rollout.apply(
-        "2",
-        strategy={"canary": {"steps": [{"weight": 20, "duration": "10m"}]}},
-        analysis=analysis(prometheus="nowhere"),
-    )
-    refused = rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
-    assert condition(refused, "Accepted")["reason"] == "UnknownPrometheus"
+    steps = [{"weight": 20, "duration": "1s", "approval": True}, {"weight": 50, "duration": "10m"}]
+
+    def edit(prometheus: str) -> None:
+        rollout.apply("2", strategy={"canary": {"steps": steps}}, analysis=analysis(prometheus=prometheus))
+
+    def refused() -> None:
+        found = rollout.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
+        assert condition(found, "Accepted")["reason"] == "UnknownPrometheus"
+
+    edit("default")
+    asked = rollout.wait_phase("Paused")["status"]
+    revision = asked["candidate"]["revision"]
+    edit("nowhere")
+    refused()
+    rollout.ask("approve", f"{revision}/{asked['step']['id']}")
+    frozen = rollout.wait(lambda obj: "waits for an acceptable spec" in message(obj), "what it waits for")
+    assert (frozen["status"]["step"]["display"], frozen["status"]["weights"]["candidate"]) == ("1/2", 20)
+    edit("default")
+    rollout.wait_step("2/2")
+    edit("nowhere")
+    refused()
     # Not before: a bad one may be found out before its step begins.
     world.traffic.spoil(rollout.namespace, revision, 0.1)
     back = rollout.wait(lambda obj: obj["status"]["phase"] == "RolledBack", "the way back")["status"]
@@ -531,6 +540,9 @@ def of_two_rollouts_on_one_service_the_later_waits_until_the_first_is_gone(world
     refused = later.wait_phase("Invalid")
     assert condition(refused, "Accepted")["reason"] == "Conflict"
     assert "first" in condition(refused, "Accepted")["message"]
+    assert {name.partition("-")[0] for name in world.deployments.every(namespace)} == {"first"}
+    service = first.client.get(path_of("v1", "services", namespace, "shared"))
+    assert service["metadata"]["labels"]["modelrollout.dev/rollout"] == "first", "it is not taken over"
     first.client.delete(first.path)
     done = later.wait_phase("Healthy")
     assert condition(done, "Accepted")["status"] == "True"

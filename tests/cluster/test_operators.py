@@ -223,6 +223,7 @@ def an_operator_whose_watches_are_late_ends_as_one_whose_are_not(world: World) -
                 s["weights"]["candidate"] for s in rollout.history() if s.get("phase") == "Progressing"
             ]
             assert weights == sorted(weights)
+            rollout.check_ready()
         good.check_ledger()
 
 

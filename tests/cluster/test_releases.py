@@ -22,7 +22,6 @@ from tests.cluster.harness import (
     World,
     analysis,
     condition,
-    is_ready,
     table_of,
     title,
     version_of,
@@ -68,7 +67,7 @@ def a_good_model_is_promoted_step_by_step_and_the_old_one_goes_after_the_watch(w
     assert weights_of(rollout.route()) == {rollout.child(new): 100}
     records = rollout.client.list(path_of("apps/v1", "controllerrevisions", rollout.namespace))
     assert {r["metadata"]["name"] for r in records} == {rollout.child(old), rollout.child(new)}
-    weight_follows_pods(rollout, new)
+    rollout.check_ready()
     splits = [weights_of(route) for route in world.routes.versions(rollout.namespace, "fraud")]
     assert in_order_once([s.get(rollout.child(new), 0) for s in splits], [0, 20, 50, 90, 100])
 
@@ -84,20 +83,6 @@ def selector(rollout: Rollout, service: str) -> dict[str, str]:
         "selector"
     ]
     return found
-
-
-def weight_follows_pods(rollout: Rollout, revision: str) -> None:
-    """At every version of the route, the candidate had ready pods before it had weight (S3)."""
-    chronicle, namespace = rollout.world.pods, rollout.namespace
-    pods = [v for name in chronicle.names(namespace) for v in chronicle.versions(namespace, name)]
-    ready = [
-        version_of(pod)
-        for pod in pods
-        if pod["metadata"]["labels"]["modelrollout.dev/revision"] == revision and is_ready(pod)
-    ]
-    for route in rollout.world.routes.versions(namespace, rollout.name):
-        if weights_of(route).get(rollout.child(revision), 0):
-            assert min(ready) < version_of(route)
 
 
 @story
@@ -122,6 +107,11 @@ def a_harmful_model_is_rolled_back_and_only_tried_again_on_request(world: World)
     rollout.wait(lambda obj: obj["status"]["attempt"] == 3, "attempt 3")
     again = rollout.wait_phase("RolledBack")["status"]
     assert [h["outcome"] for h in again["history"]] == ["RolledBack", "RolledBack", "Promoted"]
+    # Another version is the mend, and needs no word besides.
+    rollout.apply("3")
+    rollout.wait_phase("Watching")
+    done = rollout.wait_phase("Healthy")["status"]
+    assert (outcomes(done)[0], done["attempt"], "rejected" in done) == (("Promoted", "fraud 3"), 4, False)
 
 
 @story
@@ -141,11 +131,19 @@ def a_model_that_turns_bad_in_the_watch_is_taken_back(world: World) -> None:
 def a_first_deployment_that_is_broken_is_replaced_by_the_fixed_one(world: World) -> None:
     rollout = world.rollout()
     rollout.apply("1", workload={"replicas": 2, "template": NEVER_READY})
-    rollout.wait(lambda obj: "0 of 2 pods ready" in message(obj), "the word that no pod is ready")
+    told = rollout.wait(lambda obj: "0 of 2 pods ready" in message(obj), "the word that no pod is ready")
+    broken = told["status"]["stable"]["revision"]
     rollout.apply("2")
     status = rollout.wait_phase("Healthy")["status"]
     assert status["stable"]["ready"] == 2
     assert rollout.phases() == ["Pending", "Healthy"]
+    assert outcomes(status) == [("Promoted", "fraud 2"), ("Superseded", "fraud 1")]
+    world.deployments.wait_gone(rollout.namespace, rollout.child(broken))
+    assert weights_of(rollout.route()) == {rollout.child(status["stable"]["revision"]): 100}
+
+
+def outcomes(status: Object) -> list[tuple[str, str]]:
+    return [(entry["outcome"], entry["model"]) for entry in status["history"]]
 
 
 def message(obj: Object) -> str:
@@ -175,6 +173,8 @@ def a_route_that_the_gateway_refuses_is_rolled_back_once_it_is_read_back(world: 
     rolling = rollout.wait_phase("RollingBack")["status"]
     assert rolling["history"][0]["reason"] == "RouteNotAccepted"
     assert "NotAllowedByListeners" in rolling["history"][0]["message"]
+    rollout.patch(watch={"duration": "5s"})  # another round, later than the one that wrote the route
+    rollout.wait_phase("RollingBack")
     world.gateway.accept(rollout.namespace)
     assert rollout.wait_phase("RolledBack")["status"]["rejected"]["reason"] == "RouteNotAccepted"
 
@@ -186,17 +186,22 @@ def the_third_revision_in_a_row_is_what_gets_promoted(world: World) -> None:
     rollout.apply("3")
     rollout.wait_phase("Watching")
     done = rollout.wait_phase("Healthy")["status"]
-    assert [(h["outcome"], h["model"]) for h in done["history"]] == [
-        ("Promoted", "fraud 3"),
-        ("Superseded", "fraud 2"),
-        ("Promoted", "fraud 1"),
-    ]
+    assert outcomes(done) == [("Promoted", "fraud 3"), ("Superseded", "fraud 2"), ("Promoted", "fraud 1")]
+    third = done["stable"]["revision"]
     for route in world.routes.versions(rollout.namespace, "fraud"):
         weights = {name: weight for name, weight in weights_of(route).items() if weight}
         assert len(weights) <= 2, "weight goes back before another revision has any"
-        if rollout.child(done["stable"]["revision"]) in weights:
+        if rollout.child(third) in weights:
             assert rollout.child(second) not in weights
-    assert first not in (second, done["stable"]["revision"])
+    rollout.check_ready()
+    rollout.check_drained(second)
+    compared = {
+        (s["stable"]["revision"], s["candidate"]["revision"])
+        for s in rollout.history()
+        if s.get("phase") == "Progressing"
+    }
+    assert compared == {(first, second), (first, third)}, "each is compared with what served all the time"
+    rollout.check_ledger()
 
 
 @story
@@ -212,6 +217,7 @@ def going_back_to_the_old_version_during_the_watch_is_no_new_release(world: Worl
     assert back["attempt"] == 2
     # The first outcome of an attempt stays the one that is told, with how it ended.
     assert back["history"][0]["outcome"] == "Reverted"
+    rollout.check_ready()
 
 
 @story
@@ -236,6 +242,11 @@ def promote_skips_what_is_left_and_the_history_says_that_nothing_was_proven(worl
     assert done["history"][0]["reason"] == "PromoteRequested"
     assert done["history"][0]["unproven"] is True
     rollout.wait_phase("Healthy")
+    routes = world.routes.versions(rollout.namespace, "fraud")
+    assert in_order_once([weights_of(route).get(rollout.child(new), 0) for route in routes], [0, 20, 90, 100])
+    for route in routes:
+        if weights_of(route).get(rollout.child(new), 0) > 20:
+            assert rollout.ready_at(new, version_of(route)) == 2, "nobody's wish makes up for pods"
 
 
 @story
@@ -324,6 +335,14 @@ def template_and_replicas_may_change_in_one_apply_in_the_middle_of_a_pause(world
     assert done["stable"]["model"] == "fraud 4"
     assert (done["stable"]["desired"], done["stable"]["ready"]) == (3, 3)
     assert [entry["outcome"] for entry in done["history"][:3]] == ["Promoted", "Superseded", "Superseded"]
+    # What serves has the size that came with the candidate.
+    sizes = {
+        (s["candidate"]["model"], s["stable"]["desired"])
+        for s in rollout.history()
+        if s.get("phase") == "Progressing" and s["weights"]["candidate"] and s["attempt"] > 2
+    }
+    assert sizes == {("fraud 3", 4), ("fraud 4", 3)}
+    rollout.check_ready()
 
 
 @story

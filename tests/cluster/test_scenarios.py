@@ -27,7 +27,7 @@ from tests.cluster.harness import (
     version_of,
     weights_of,
 )
-from tests.cluster.test_releases import CONTAINER, LONG, in_order_once, message
+from tests.cluster.test_releases import CONTAINER, LONG, in_order_once, message, outcomes
 
 STORIES = Stories()
 story = STORIES.story
@@ -46,10 +46,6 @@ def steps(*given: Object) -> Object:
 
 def candidate(obj: Object) -> str:
     return str(obj["status"]["candidate"]["revision"])
-
-
-def outcomes(status: Object) -> list[tuple[str, str]]:
-    return [(entry["outcome"], entry["model"]) for entry in status["history"]]
 
 
 def pause(rollout: Rollout, revision: str) -> Object:
@@ -290,6 +286,7 @@ def the_way_back_to_a_shrunken_baseline_moves_traffic_only_as_pods_can_carry_it(
         after=asked,
     )
     assert rollout.ready_at(new, version_of(gone)) >= 1, "its pods drain after its traffic is gone"
+    rollout.check_drained(new)
 
 
 @story
@@ -348,12 +345,7 @@ def an_abort_keeps_the_pods_for_the_drain_delay(world: World) -> None:
     assert gone["revision"] == new
     assert until - seconds(back, "history", 0, "endedAt") == pytest.approx(4.0)
     rollout.wait(lambda obj: not obj["status"].get("retiring"), "the end of the drain delay")
-    child = rollout.child(new)
-    world.deployments.wait_gone(rollout.namespace, child)
-    versions = world.deployments.versions(rollout.namespace, child)
-    early = [d for d in versions if world.deployments.seen(version_of(d)) < until]
-    assert {d["spec"]["replicas"] for d in early} == {1}
-    assert not any(d["metadata"].get("deletionTimestamp") for d in early)
+    rollout.check_drained(new)
 
 
 # 17 – 21: the analysis

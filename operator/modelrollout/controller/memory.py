@@ -106,6 +106,7 @@ class Memory:
     looked: bool = False  # whether this process has looked at the route before
     reverts: deque[float] = field(default_factory=lambda: deque(maxlen=CONTESTED))
     reverted_by: str = ""
+    reverted_to: object = None  # what the route was to be when it was put right last
     first_ready: dict[str, float] = field(default_factory=dict)  # pod uid → when it was first ready
     flapped: dict[str, float] = field(default_factory=dict)  # the same of pods that do not tell it any more
     split: Split = field(default_factory=Split)  # requests of the last polls, by side
@@ -189,19 +190,21 @@ class Memory:
             if first != pod.ready_since:
                 self.flapped[pod.uid] = first
 
-    def note_revert(self, by: str, now: float) -> None:
+    def note_revert(self, by: str, now: float, wanted: object) -> None:
         """Somebody changed the route, and we put it right."""
         self.reverts.append(now)
-        self.reverted_by = by
+        self.reverted_by, self.reverted_to = by, wanted
 
     def contested_by(self, now: float) -> str | None:
         """Who keeps changing the route; None if nobody does."""
         recent = [when for when in self.reverts if now - when <= WITHIN]
         return self.reverted_by or "another writer" if len(recent) >= CONTESTED else None
 
-    def holds_back(self, now: float) -> bool:
-        """Whether a contested route is left as it is for the moment."""
-        return self.contested_by(now) is not None and now - self.reverts[-1] < RETRY_CONTESTED
+    def holds_back(self, now: float, wanted: object) -> bool:
+        """Whether a contested route is left as it is for the moment. What was decided since it was put right does not wait:
+        traffic may have to leave dead pods, or a harmful candidate."""
+        recent = self.contested_by(now) is not None and now - self.reverts[-1] < RETRY_CONTESTED
+        return recent and wanted == self.reverted_to
 
     def contest_changes_at(self, now: float) -> float | None:
         """When a contested route is put right again, or else counts as quiet; None if it is not contested."""

@@ -46,6 +46,7 @@ from modelrollout.workloads import (
 )
 from modelrollout.workloads.children import revision_of
 from modelrollout.workloads.own_services import lost_revisions
+from modelrollout.workloads.revisions import weights_by_revision
 from modelrollout.workloads.takeover import may_scale_down, scale_down, scaled_up_again
 
 _log = logging.getLogger(__name__)
@@ -270,6 +271,9 @@ class Reconciler:
         """Make children and route match the committed status."""
         key = Key(rollout["metadata"]["namespace"], rollout["metadata"]["name"])
         notes: list[Event] = []
+        wanted = (weights_by_revision(status), status.weights)
+        if memory.reverted_to != wanted:
+            memory.reverted_to = None
 
         def done(result: Done) -> None:
             if result.obj is not None:
@@ -281,7 +285,8 @@ class Reconciler:
                 name = f"{result.obj['kind']} {result.obj['metadata']['name']}"
                 notes.append(Event(reason, f"{name}: {action.drift} was put right"))
                 if route:
-                    memory.note_revert(action.drift.rpartition("(by ")[2].rstrip(")"), now)
+                    by = action.drift.rpartition("(by ")[2].rstrip(")")
+                    memory.note_revert(by, now, wanted)
 
         failed: list[ClusterError] = []
         try:
@@ -290,7 +295,7 @@ class Reconciler:
             held = not failed
             bars = borrows(spec) and not held and not restorations(rollout, self._children(key))
             for step in (workload_actions, route_actions, gate_actions):
-                if step is route_actions and (bars or memory.holds_back(now)):
+                if step is route_actions and (bars or memory.holds_back(now, wanted)):
                     continue
                 children = self._around.sources.children(key, rollout, (spec,), status)
                 failed += await self._carry_out(step(rollout, spec, status, children, now), done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
+from modelrollout.api.status import Status
 from modelrollout.api.types import parse_time
 from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Unavailable
 from modelrollout.cluster.kinds import (
@@ -34,6 +36,7 @@ from modelrollout.controller.gates import GateRights
 from modelrollout.controller.memory import UnreadableStatus
 from modelrollout.decision.types import Judgement
 from modelrollout.telemetry.servers import ServerSettings
+from modelrollout.workloads.revisions import weights_by_revision
 from tests.unit.controller.world import (
     ERRORS,
     KEY,
@@ -153,8 +156,10 @@ async def test_evidence_that_merely_grows_is_committed_once_a_minute() -> None:
 
 async def a_contested_route(world: World) -> None:
     """Somebody changed it three times; the cluster in memory does not tell who, so it is put in here."""
+    status = Status.from_wire(world.status)
+    wanted = (weights_by_revision(status), status.weights)
     for _ in range(3):
-        world.reconciler._memories._all[KEY].note_revert("kubectl-edit", world.now)
+        world.reconciler._memories._all[KEY].note_revert("kubectl-edit", world.now, wanted)
         await world.run(5)
     world.dirty = True
     await world.run(1)
@@ -263,6 +268,43 @@ async def test_no_situation_makes_the_loop_spin(situation: Callable[[World], Any
     for when in world.rounds[began:]:
         per_minute[int((when - world.rounds[began]) // 60)] += 1
     assert max(per_minute) <= 20, per_minute
+
+
+def take_over_the_route(world: World) -> None:
+    """Another writer puts all weight on the stable revision."""
+    route = copy.deepcopy(world.look(HTTP_ROUTE, NAME))
+    assert route is not None
+    (rule,) = route["spec"]["rules"]
+    name = f"{NAME}-{world.status['stable']['revision']}"
+    rule["backendRefs"] = [ref | {"weight": 100} for ref in rule["backendRefs"] if ref["name"] == name]
+    world.cluster.seed(route)
+
+
+async def test_a_contested_route_is_put_right_twice_a_minute_at_most() -> None:
+    world = await deployed()
+    await a_contested_route_in_a_rollout(world)
+    before = world.weights
+    take_over_the_route(world)
+    await world.run(15)
+    assert len(world.weights) == 1
+    await world.run(15)
+    assert world.weights == before
+
+
+@pytest.mark.parametrize("cause", ["abort", "lost pods"])
+async def test_who_contests_a_route_keeps_no_traffic_on_what_must_lose_it(cause: str) -> None:
+    """Seldom to undo what another writer did is one thing; what was decided since is another."""
+    world = await deployed()
+    await a_contested_route_in_a_rollout(world)
+    new = world.status["candidate"]["revision"]
+    assert world.weights[new] == 10
+    if cause == "abort":
+        world.ask("abort", new)
+    else:
+        world.nodes.unready.add(new)
+        world.nodes.settle()
+    await world.run(5)
+    assert not world.weights.get(new)
 
 
 async def test_a_status_field_that_is_not_kept_is_told_once_and_the_rollout_goes_on(
