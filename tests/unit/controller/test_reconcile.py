@@ -1050,12 +1050,37 @@ async def test_what_is_proven_harmful_goes_back_though_a_later_spec_can_not_be_c
     assert world.condition("Accepted")["status"] == "True"
 
 
-async def test_a_first_spec_that_can_not_be_checked_is_tried_again_and_not_called_invalid() -> None:
+async def test_a_first_spec_that_can_not_be_checked_is_told_tried_again_and_not_called_invalid() -> None:
     world = World()
-    silence(world, "apply", "Deployment")
+    asked = silence(world, "apply", "Deployment")
     world.apply()
     await world.run(60)
-    assert world.status == {}
+    assert "phase" not in world.status
+    told = {type: world.condition(type) for type in ("Accepted", "Ready", "Reconciling")}
+    assert [(c["status"], c["reason"]) for c in told.values()] == [
+        ("Unknown", "NotChecked"),
+        ("Unknown", "NotChecked"),
+        ("True", "NotChecked"),
+    ]
+    assert world.status["message"].count("failed calling webhook") == 1
+    assert world.status["observedGeneration"] == world.rollout["metadata"]["generation"]
+    assert not world.failures
+    assert "Invalid" not in world.reasons()
+    assert min(later - earlier for earlier, later in pairwise(asked)) >= 15.0
+    delattr(world.cluster, "apply")
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    assert world.phase == "Healthy"
+
+
+async def test_a_bad_first_spec_whose_mend_can_not_be_checked_is_tried_again_too() -> None:
+    world = World()
+    world.apply(analysis={"metrics": [ERRORS], "prometheus": "other"})
+    await world.run(10)
+    assert (world.phase, world.condition("Stalled")["status"]) == ("Invalid", "True")
+    silence(world, "apply", "Deployment")
+    world.apply()
+    await world.run(10)
+    assert (world.condition("Accepted")["status"], world.condition("Stalled")) == ("Unknown", {})
     delattr(world.cluster, "apply")
     await world.run(120, until=lambda: world.phase == "Healthy")
     assert world.phase == "Healthy"
