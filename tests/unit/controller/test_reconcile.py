@@ -14,7 +14,7 @@ import pytest
 from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
 from modelrollout.api.types import parse_time
-from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Unavailable
+from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Invalid, Unavailable
 from modelrollout.cluster.kinds import (
     CONFIG_MAP,
     CONTROLLER_REVISION,
@@ -276,6 +276,26 @@ async def test_a_status_field_that_is_not_kept_is_told_once_and_the_rollout_goes
     assert len(told) == 1
     assert "status.selector of a ModelRollout" in told[0]
     assert world.reasons().count("RolloutStarted") == 2, "one for each attempt"
+
+
+async def test_whose_definition_refuses_the_status_is_told_what_to_apply() -> None:
+    """As an older one does that does not know a phase: no word of it can stand in the status itself."""
+    said = 'replace-status ModelRollout ml/fraud: status.phase: Unsupported value: "Pending"'
+
+    async def refuse(write: Write) -> None:
+        if write.verb == "replace-status":
+            raise Invalid(said, status=422, reason="Invalid")
+
+    world = World(hooks=Hooks(before_write=refuse))
+    world.apply()
+    await world.run(10)
+    (first, *_) = world.failures
+    assert isinstance(first, Invalid)
+    assert (first.status, first.reason) == (422, "Invalid")
+    assert str(first).startswith(
+        "the API server refuses the status that this operator writes: apply the Custom"
+    )
+    assert str(first).endswith(f"({said})")
 
 
 async def test_a_prometheus_that_hangs_is_an_outage_and_not_a_reason_to_go_on() -> None:
