@@ -308,6 +308,34 @@ def test_a_candidate_without_pods_is_rolled_back_and_gets_no_request(pair: Rollo
     assert all("fraud-v9" not in str(r) for r in pair.world.routes.versions(pair.namespace, "fraud"))
 
 
+def test_a_candidate_whose_service_names_no_port_of_its_pods_gets_no_request_and_the_mend_is_told(
+    pair: Rollout,
+) -> None:
+    named = service(pair.namespace, "fraud-v9", app="v9")
+    named["spec"]["ports"][0]["targetPort"] = "web"
+    put(pair, named)
+    slow = {"analysis": OFF, "strategy": {"canary": {"steps": [{"weight": 20, "duration": "10m"}]}}}
+    pair.deploy("1", **services("v1"), **slow)
+    pair.apply("9", **services("v1", "v9"), **slow)
+    pair.wait(phase_is("Progressing"), "the rollout")
+    put(pair, deployment(pair.namespace, "model-v9", app="v9"))
+    told = pair.wait(lambda obj: condition(obj, "Accepted").get("status") == "False", "the refusal")
+    assert "Service fraud-v9 sends to 'web'" in condition(told, "Accepted")["message"]
+    pair.wait(lambda obj: "PortNotFound" in str(obj["status"].get("message")), "the reason at the pods")
+    wait_until(lambda: ready_pods(pair, "model-v9") == 2, timeout=60, what="pods that say they are ready")
+    assert routed(pair) == {"fraud-v1": 100}
+    named["spec"]["ports"][0]["targetPort"] = 8080
+    pair.client.patch(path_of(*SERVICES, pair.namespace, "fraud-v9"), {"spec": named["spec"]})
+    pair.wait_step("1/1")
+    assert routed(pair) == {"fraud-v1": 80, "fraud-v9": 20}
+
+
+def ready_pods(rollout: Rollout, name: str) -> int:
+    """Ready pods of a Deployment of the user's."""
+    live = rollout.client.get(path_of(*DEPLOYMENTS, rollout.namespace, name))
+    return int(live["status"].get("readyReplicas") or 0)
+
+
 def test_whoever_takes_over_must_have_as_many_pods_as_the_baseline_grew_to(pair: Rollout) -> None:
     put(pair, deployment(pair.namespace, "model-v8", app="v8"))
     put(pair, service(pair.namespace, "fraud-v8", app="v8"))

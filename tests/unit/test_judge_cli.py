@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from modelrollout.cli import main
 from modelrollout.cli.judge import judge
+from modelrollout.version import package_version
 
 HEADER = "poll,baseline_requests,baseline_bad,candidate_requests,candidate_bad"
 VECTOR = [(900, 9, 100, 2), (900, 10, 100, 1), (900, 8, 100, 3), (900, 11, 100, 2), (900, 9, 100, 4)]
@@ -164,6 +166,10 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         ("--harm-ratio", "1.3"),
         "--harm-ratio 1.3 must not be more than --accept-ratio 1.25",
     ),
+    "an accept margin that nothing can be proven within": (
+        ACCEPT,
+        "--accept-ratio 1 with --accept-absolute 0 can never be proven, not even for an equal model: raise one of them",
+    ),
     "a probability of 0": (("--false-rollback", "0"), "--false-rollback"),
     "a probability of 1": (("--false-promotion", "1"), "--false-promotion"),
     "a ratio below 1": (("--accept-ratio", "0.9"), "--accept-ratio"),
@@ -214,6 +220,11 @@ def test_a_file_without_rows_is_told(tmp_path: Path) -> None:
     result = CliRunner().invoke(judge, ["--counts", str(path), "--summary"])
     assert result.exit_code == 1
     assert "there are no rows" in result.stderr
+
+
+def test_the_version_is_told() -> None:
+    told = CliRunner().invoke(main, ["--version"])
+    assert (told.exit_code, told.stdout) == (0, f"modelrollout {package_version()}\n")
 
 
 def test_it_starts_without_the_cluster_libraries() -> None:

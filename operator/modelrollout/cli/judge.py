@@ -184,6 +184,10 @@ def _refuse_bad_margins(harm: Margin, accept: Margin) -> None:
                 f"--harm-{part} {tolerance:g} must not be more than --accept-{part} {margin:g}: "
                 "a model within tolerance must also be acceptable."
             )
+    if accept.ratio <= 1 and accept.absolute <= 0:
+        raise click.UsageError(
+            "--accept-ratio 1 with --accept-absolute 0 can never be proven, not even for an equal model: raise one of them."
+        )
 
 
 def read_rows(file: TextIO) -> Iterator[Row]:

@@ -112,24 +112,20 @@ class Acceptance:
         )
         if self._open(memory.checked, question):
             asked = self._ask(rollout, spec, revision, names, probe, pods=pods)
-            memory.checked = await self._answer(question, asked, status)
+            memory.checked = await self._answer(question, asked)
         return memory.checked.problem if memory.checked else None
 
     def _open(self, checked: Checked | None, question: tuple[str, ...]) -> bool:
         """Whether a question is to be asked now."""
         return checked is None or checked.question != question or self._now() >= checked.again_at
 
-    async def _answer(
-        self, question: tuple[str, ...], asked: Awaitable[Problem | None], status: Status
-    ) -> Checked:
+    async def _answer(self, question: tuple[str, ...], asked: Awaitable[Problem | None]) -> Checked:
         """What the API server says. That it does not answer keeps a rollout from going forward, and from nothing else: what
-        was accepted before is still judged. Raises Unavailable if nothing was."""
+        was accepted before is still judged."""
         pause = RECHECK
         try:
             problem = await asked
         except Unavailable as error:
-            if status.accepted is None:
-                raise
             why = f"it can't be checked now, and the API server is asked again: {_words(error.message)}"
             problem, pause = Problem(Reason.NOT_CHECKED, why), ASK_AGAIN
         lasting = problem is None or problem.reason is Reason.INVALID_TEMPLATE
@@ -201,7 +197,7 @@ class Acceptance:
         question = tuple(sorted(jobs))
         if self._open(memory.checked_gates, question):
             asked = self._dry_run_jobs(rollout, spec, jobs.values())
-            memory.checked_gates = await self._answer(question, asked, status)
+            memory.checked_gates = await self._answer(question, asked)
         return memory.checked_gates.problem if memory.checked_gates else None
 
     async def _dry_run_jobs(self, rollout: Object, spec: Spec, gates: Iterable[Gate]) -> Problem | None:

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import kopf
@@ -46,6 +45,7 @@ from modelrollout.controller.reconcile import Reconciler, Surroundings
 from modelrollout.controller.settings import Settings
 from modelrollout.controller.sources import Sources
 from modelrollout.telemetry.servers import PrometheusServer, new_pool
+from modelrollout.version import package_version
 
 _log = logging.getLogger(__name__)
 
@@ -60,14 +60,6 @@ STOP_WAIT = 20.0  # seconds for rounds under way to end, when told to stop
 RELIST_DELAY = (
     2.0  # a relisted kind is read again this long after; what vanished meanwhile is not told by Kopf
 )
-
-
-def package_version() -> str:
-    """The version of the installed package; of a checkout, a placeholder."""
-    try:
-        return version("modelrollout")
-    except PackageNotFoundError:
-        return "0.0.0+checkout"
 
 
 @dataclass(slots=True)

@@ -51,6 +51,8 @@ from modelrollout.workloads.takeover import may_scale_down, scale_down, scaled_u
 
 _log = logging.getLogger(__name__)
 
+_APPLY_CRD = "apply the CustomResourceDefinition that belongs to this version of the operator, Helm does not upgrade it"
+
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
@@ -236,6 +238,9 @@ class Reconciler:
         }
         try:
             written = await self._around.cluster.replace_status(wanted)
+        except Invalid as error:
+            memory.reload()
+            raise _refused_status(error) from error
         except Exception:
             memory.reload()
             raise
@@ -256,9 +261,9 @@ class Reconciler:
         if dropped and not self._dropped.issuperset(dropped):
             self._dropped.update(dropped)
             _log.error(
-                "the API server does not keep status.%s of a ModelRollout: apply the CustomResourceDefinition that belongs to this "
-                "version of the operator, Helm does not upgrade it",
+                "the API server does not keep status.%s of a ModelRollout: %s",
                 ", status.".join(dropped),
+                _APPLY_CRD,
             )
 
     async def _tell(self, rollout: Object, *, before: Status, decision: Decision) -> None:
@@ -396,6 +401,16 @@ class Reconciler:
                 low=metric.low,
                 high=metric.high,
             )
+
+
+def _refused_status(error: Invalid) -> Invalid:
+    """The error with what to do: nothing is wrong with the spec, though an event is all that can tell it."""
+    return Invalid(
+        f"the API server refuses the status that this operator writes: {_APPLY_CRD} ({error.message})",
+        status=error.status,
+        reason=error.reason,
+        causes=error.causes,
+    )
 
 
 def _lasts(error: ClusterError) -> bool:

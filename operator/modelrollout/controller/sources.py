@@ -61,13 +61,13 @@ class Sources:
     ) -> Source:
         """What the object asks for by its spec (None: it can't be read), once all that this names is in the store.
 
-        What can't be read now keeps the rollout from going forward; Forbidden or Unavailable is raised if there is nothing
-        to fall back on, or it can't be seen which pods are ready.
+        What can't be read now keeps the rollout from going forward; Forbidden or Unavailable is raised if something goes on
+        meanwhile and it can't be seen which pods are ready.
         """
         try:
             await self._refer(key, rollout, [one for one in (spec, fallback) if one is not None], status)
         except (Forbidden, Unavailable) as error:
-            if fallback is None or not self._sees(key, rollout, fallback, status):
+            if fallback is not None and not self._sees(key, rollout, fallback, status):
                 raise
             return Source(None, fallback, "", _unread(error))
         if spec is None:

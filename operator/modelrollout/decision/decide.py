@@ -132,7 +132,8 @@ def _refusal_event(round: Round) -> Round:
 
 
 def _invalid(wish: Wish, status: Status, refusal: tuple[Reason, str] | None, now: float) -> Decision:
-    """There is nothing to act on: neither a spec that was ever accepted nor a revision."""
+    """There is nothing to act on: neither a spec that was ever accepted nor a revision. A spec that nobody could check yet
+    makes no phase: nothing is wrong with it."""
     blank = Round(
         wish=wish,
         spec=_BLANK,
@@ -145,7 +146,8 @@ def _invalid(wish: Wish, status: Status, refusal: tuple[Reason, str] | None, now
         frozen=True,
         refusal=refusal or (Reason.INVALID_SPEC, "the spec can't be read"),
     )
-    round = report(_refusal_event(read_requests(blank).put(phase=Phase.INVALID)))
+    phase = status.phase if blank.unchecked else Phase.INVALID
+    round = report(_refusal_event(read_requests(blank).put(phase=phase)))
     return Decision(status=round.status, state=None, events=round.events)
 
 

@@ -127,5 +127,8 @@ def pods_summary(round: Round, role: RevisionStatus | None) -> str:
     settled = round.settled(role)
     if view.ready >= wanted and settled < wanted:
         return f"{view.ready} of {wanted} pods ready, {round.timing.raise_after:g}s of readiness are awaited"
-    detail = f": {view.waiting[0]}" if view.waiting else ""
-    return f"{view.ready} of {wanted} pods ready{detail}"
+    why = view.waiting[0] if view.waiting else ""
+    tried = role is not None and role == round.status.candidate
+    if tried and not why and view.pods < wanted and round.spec.workload.services is not None:
+        why = f"your workload has {view.pods} in all, scale that to {wanted}"
+    return f"{view.ready} of {wanted} pods ready{f': {why}' if why else ''}"

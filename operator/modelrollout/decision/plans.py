@@ -40,16 +40,21 @@ def follow_plan(round: Round) -> Round:
 
 
 def follow_durations(round: Round) -> Round:
-    """The round whose deadlines and watch have gained or lost what an edit gave to their durations, running or held."""
+    """The round whose deadlines, watch and retiring revisions have gained or lost what an edit gave to their durations,
+    running or held."""
     old, new, status = round.wish.fallback, round.spec, round.status
     if old is None:
         return round
     more = new.analysis.deadline - old.analysis.deadline
     progress = new.progress_deadline - old.progress_deadline
+    drain = new.drain_delay - old.drain_delay
     round = round.put(
         deadline_at=_moved(status.deadline_at, more),
         deadline_left=_moved(status.deadline_left, more),
         progress_deadline_at=_moved(status.progress_deadline_at, progress),
+        retiring=[
+            gone.model_copy(update={"until": max(0.0, gone.until + drain)}) for gone in status.retiring
+        ],
     )
     watch, longer = status.watch, new.watch.duration - old.watch.duration
     if watch is None:

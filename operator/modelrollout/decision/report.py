@@ -84,7 +84,7 @@ def round_count(value: float) -> int:
 def _message(round: Round) -> str:
     status = round.status
     text = _phase_message(round)
-    if round.refusal and status.phase != Phase.INVALID:
+    if round.refusal and status.phase not in (None, Phase.INVALID):
         return f"spec not accepted: {round.refusal[1]} ({text})"
     return text
 

@@ -365,6 +365,8 @@ class _Found:
         lacking = [one for one in self.log.guardrails if not (self.idle and one[0] in WITHOUT_REQUESTS)]
         if lacking:
             data, problem = Data.UNAVAILABLE, ": ".join(lacking[0])
+            if lacking[0][0] in WITHOUT_REQUESTS:
+                problem += ": mend its query, or nobody sends the requests that it needs"
         elif unscraped:
             data, problem = Data.NOT_SCRAPED, unscraped
         elif quiet:

@@ -66,10 +66,12 @@ def ready_pods(slices: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Ready endpoints of a Service: name of the pod (empty if unknown) by identity.
 
     An endpoint may stand in two slices while it moves from one to the other, and in one of each family with two IP
-    families: it counts once.
+    families: it counts once. No proxy sends anything to those of a slice without ports.
     """
     found: dict[str, str] = {}
     for obj in slices:
+        if not obj.get("ports"):
+            continue
         for endpoint in obj.get("endpoints") or ():
             # The API says: unknown means ready.
             if (endpoint.get("conditions") or {}).get("ready") is False:
@@ -101,6 +103,14 @@ def away_picker(children: Children, backend: Backend) -> str:
     return f"PickerNotReady: Service {picker}, the endpoint picker of {backend}, has no ready endpoint"
 
 
+def closed_service(children: Children, backend: Backend) -> str:
+    """Why a Service sends nothing to some of its pods, however ready they are; empty if it does."""
+    slices = () if backend.pooled else children.slices_of(backend.name)
+    if not any(obj.get("endpoints") and not obj.get("ports") for obj in slices):
+        return ""
+    return f"PortNotFound: no container of the pods has a port that {backend} names as targetPort"
+
+
 def answering(children: Children, service: str) -> dict[str, int]:
     """Ready endpoints of a Service by revision; one whose pod is not known (yet) counts for revision ""."""
     counts: dict[str, int] = {}
@@ -118,7 +128,8 @@ def _view(
     pods = [pod for pod in children.pods_of(rollout, revision) if pod.phase not in _OVER]
     since = {pod.name: pod.ready_since for pod in pods}
     backend = children.backend_of(rollout, revision)
-    ready, picker = ready_behind(children, backend), away_picker(children, backend)
+    ready = ready_behind(children, backend)
+    barred = away_picker(children, backend) or closed_service(children, backend)
     if served and revision not in children.bound and not any(children.slices_of(backend.name)):
         # Each Service has an EndpointSlice, if an empty one. Where all are gone, the Service was deleted, or it lost the
         # label by which we see it: nothing is known of its endpoints, and until it is back the pods' own word counts.
@@ -133,7 +144,7 @@ def _view(
         restarts=sum(pod.restart_count for pod in pods),
         pods=len(pods),
         leaving=sum(pod.terminating for pod in pods),
-        waiting=((picker,) if picker else ()) + waiting_of(pods, workload),
+        waiting=((barred,) if barred else ()) + waiting_of(pods, workload),
     )
 
 

@@ -183,7 +183,7 @@ def _unusable(spec: Spec, backend: Backend, children: Children, unserved: Collec
         )
     if backend.pooled and spec.strategy.mirrors:
         return Problem(Reason.NOT_SUPPORTED, POOLS_TAKE_NO_COPIES)
-    return _port_problem(spec, backend, obj)
+    return _port_problem(spec, backend, obj) or _closed_port(spec, backend, obj, children)
 
 
 def find_backend(children: Children, backend: Backend) -> Object | None:
@@ -204,6 +204,23 @@ def _port_problem(spec: Spec, backend: Backend, obj: Object) -> Problem | None:
     return Problem(
         Reason.INVALID_SPEC,
         f"spec.service.ports: requests are {what} {wanted}, which {backend} does not have (it has: {known}): {mend}",
+    )
+
+
+def _closed_port(spec: Spec, backend: Backend, obj: Object, children: Children) -> Problem | None:
+    """A target by a name that no container has: the pods are ready, no request reaches them, and so no metric tells."""
+    wanted = spec.routed_port.port
+    routed = next((one for one in obj["spec"].get("ports") or () if one.get("port") == wanted), None)
+    slices = (
+        [] if backend.pooled else [one for one in children.slices_of(backend.name) if one.get("endpoints")]
+    )
+    found = {port.get("name") or "" for one in slices for port in one.get("ports") or ()}
+    if routed is None or not slices or (routed.get("name") or "") in found:
+        return None
+    return Problem(
+        Reason.INVALID_SPEC,
+        f"spec.service.ports: requests are routed to port {wanted}, which {backend} sends to {routed.get('targetPort')!r}, and no "
+        "container of its pods has a port of that name: give one that name, or write its number as targetPort of the Service",
     )
 
 

@@ -16,7 +16,7 @@ from modelrollout.api.revision import hash_revision
 from modelrollout.api.spec import Spec
 from modelrollout.api.status import Status
 from modelrollout.api.types import parse_time
-from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Unavailable
+from modelrollout.cluster.errors import ClusterError, Conflict, Forbidden, Invalid, Unavailable
 from modelrollout.cluster.kinds import (
     CONFIG_MAP,
     CONTROLLER_REVISION,
@@ -318,6 +318,26 @@ async def test_a_status_field_that_is_not_kept_is_told_once_and_the_rollout_goes
     assert len(told) == 1
     assert "status.selector of a ModelRollout" in told[0]
     assert world.reasons().count("RolloutStarted") == 2, "one for each attempt"
+
+
+async def test_whose_definition_refuses_the_status_is_told_what_to_apply() -> None:
+    """As an older one does that does not know a phase: no word of it can stand in the status itself."""
+    said = 'replace-status ModelRollout ml/fraud: status.phase: Unsupported value: "Pending"'
+
+    async def refuse(write: Write) -> None:
+        if write.verb == "replace-status":
+            raise Invalid(said, status=422, reason="Invalid")
+
+    world = World(hooks=Hooks(before_write=refuse))
+    world.apply()
+    await world.run(10)
+    (first, *_) = world.failures
+    assert isinstance(first, Invalid)
+    assert (first.status, first.reason) == (422, "Invalid")
+    assert str(first).startswith(
+        "the API server refuses the status that this operator writes: apply the Custom"
+    )
+    assert str(first).endswith(f"({said})")
 
 
 async def test_a_prometheus_that_hangs_is_an_outage_and_not_a_reason_to_go_on() -> None:
@@ -1092,12 +1112,37 @@ async def test_what_is_proven_harmful_goes_back_though_a_later_spec_can_not_be_c
     assert world.condition("Accepted")["status"] == "True"
 
 
-async def test_a_first_spec_that_can_not_be_checked_is_tried_again_and_not_called_invalid() -> None:
+async def test_a_first_spec_that_can_not_be_checked_is_told_tried_again_and_not_called_invalid() -> None:
     world = World()
-    silence(world, "apply", "Deployment")
+    asked = silence(world, "apply", "Deployment")
     world.apply()
     await world.run(60)
-    assert world.status == {}
+    assert "phase" not in world.status
+    told = {type: world.condition(type) for type in ("Accepted", "Ready", "Reconciling")}
+    assert [(c["status"], c["reason"]) for c in told.values()] == [
+        ("Unknown", "NotChecked"),
+        ("Unknown", "NotChecked"),
+        ("True", "NotChecked"),
+    ]
+    assert world.status["message"].count("failed calling webhook") == 1
+    assert world.status["observedGeneration"] == world.rollout["metadata"]["generation"]
+    assert not world.failures
+    assert "Invalid" not in world.reasons()
+    assert min(later - earlier for earlier, later in pairwise(asked)) >= 15.0
+    delattr(world.cluster, "apply")
+    await world.run(120, until=lambda: world.phase == "Healthy")
+    assert world.phase == "Healthy"
+
+
+async def test_a_bad_first_spec_whose_mend_can_not_be_checked_is_tried_again_too() -> None:
+    world = World()
+    world.apply(analysis={"metrics": [ERRORS], "prometheus": "other"})
+    await world.run(10)
+    assert (world.phase, world.condition("Stalled")["status"]) == ("Invalid", "True")
+    silence(world, "apply", "Deployment")
+    world.apply()
+    await world.run(10)
+    assert (world.condition("Accepted")["status"], world.condition("Stalled")) == ("Unknown", {})
     delattr(world.cluster, "apply")
     await world.run(120, until=lambda: world.phase == "Healthy")
     assert world.phase == "Healthy"

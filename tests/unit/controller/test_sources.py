@@ -76,7 +76,16 @@ async def given(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Given]:
         (TRACKED, TRACKED, "ConfigMap", "settings", REFUSED, "NotSupported"),
         (OTHERS, OTHERS, "Deployment", "legacy", AWAY, "NotChecked"),
         (serving("fraud-v3"), serving("fraud-v2"), "Service", "fraud-v3", AWAY, "NotChecked"),
-        (TRACKED, None, "ConfigMap", "settings", AWAY, None),
+        (TRACKED, None, "ConfigMap", "settings", AWAY, "NotChecked"),
+        (TRACKED, None, "ConfigMap", "settings", REFUSED, "NotSupported"),
+        (
+            serving("fraud-v2"),
+            None,
+            "EndpointSlice",
+            "kubernetes.io/service-name=fraud-v1",
+            AWAY,
+            "NotChecked",
+        ),
         (serving("fraud-v3"), serving("fraud-v2"), "Service", "fraud-v2", AWAY, None),
         (
             serving("fraud-v3"),
@@ -93,7 +102,9 @@ async def given(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Given]:
         "tracked configuration that may not be read",
         "the Deployment with the template",
         "a Service that only the new spec names",
-        "with nothing accepted before the round fails",
+        "with nothing accepted before, which serves nothing yet",
+        "the same, where it may not be read",
+        "the same, where it is not known what serves",
         "without a Service that serves the round fails, as nobody knows what is ready",
         "so it does without the endpoints",
         "and without the pods",
@@ -111,7 +122,7 @@ async def test_what_can_not_be_read_stops_only_what_needs_it(
     assert source.problem is not None
     assert source.problem.reason == reason
     assert error.message in source.problem.message
-    assert (source.spec, source.fallback is not None) == (None, True)
+    assert (source.spec, source.fallback is None) == (None, fallback is None)
 
 
 async def test_after_a_restart_harm_is_acted_on_though_a_template_can_not_be_read(

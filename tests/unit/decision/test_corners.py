@@ -950,3 +950,22 @@ class TestTheUsersOwnScalers:
     def test_the_way_back_is_not_held(self) -> None:
         world = self.night().judge(BAD)
         world.until("RolledBack", limit=60)
+
+    def test_a_candidate_that_is_kept_small_is_told_who_has_to_scale_it(self) -> None:
+        """It was proven harmless, and it takes over with as many pods as the baseline has or not at all."""
+        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
+        world = World(spec=spec_of(workload={"replicas": 4, "services": names})).healthy()
+        names = {"stable": {"name": "a"}, "candidate": {"name": "c"}}
+        ten = {"canary": {"steps": [{"weight": 10, "duration": "2m"}]}}
+        world.edit(workload={"replicas": 4, "services": names}, strategy=ten).release("2")
+        candidate, said = started(world).judge(GOOD).revision, ""
+        for _ in range(200):
+            world.tick(10)
+            del world.pods[candidate][1:]
+            if world.status.phase == "Promoting":
+                said = str(world.status.message)
+            if world.status.phase == "RolledBack":
+                break
+        mend = "1 of 4 pods ready: your workload has 1 in all, scale that to 4"
+        assert said == f"promoting: {mend}"
+        assert world.status.history[0].message == f"{mend} within progressDeadline"

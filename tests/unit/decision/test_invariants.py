@@ -189,10 +189,14 @@ class Cluster(RuleBasedStateMachine):
         self.world.edit(watch={"duration": duration, "holdback": holdback, "standby": standby})
         self.rest()
 
-    @rule(deadline=st.sampled_from(["5m", "30m", "6h"]), progress=st.sampled_from(["1m", "10m", "1h"]))
-    def deadlines(self, deadline: str, progress: str) -> None:
+    @rule(
+        deadline=st.sampled_from(["5m", "30m", "6h"]),
+        progress=st.sampled_from(["1m", "10m", "1h"]),
+        drain=st.sampled_from(["10s", "30s", "5m"]),
+    )
+    def deadlines(self, deadline: str, progress: str, drain: str) -> None:
         analysis = {**self.world.spec["analysis"], "deadline": deadline}
-        self.world.edit(analysis=analysis, progressDeadline=progress)
+        self.world.edit(analysis=analysis, progressDeadline=progress, drainDelay=drain)
         self.rest()
 
     @rule(ratio=st.sampled_from([False, False, True]))

@@ -476,6 +476,21 @@ class TestDurationEdits:
         world.run(600)
         assert world.status.phase == "Progressing"
 
+    @pytest.mark.parametrize(
+        ("delay", "more", "gone"), [("1m", -3540.0, True), ("2h", 3600.0, False)], ids=["shorter", "longer"]
+    )
+    def test_the_drain_delay(self, world: World, delay: str, more: float, gone: bool) -> None:
+        """What holds accelerators for hours by mistake is let go; what still answers may answer longer."""
+        world.edit(drainDelay="1h")
+        started(world).judge(BAD).until("RolledBack")
+        (retiring,) = world.status.retiring
+        world.run(120).edit(drainDelay=delay).tick(0)
+        if not gone:
+            (now,) = world.status.retiring
+            assert now.until == retiring.until + more
+            world.run(3600, every=60)
+        assert (not world.status.retiring) is gone
+
 
 def test_nothing_is_written_when_nothing_changes() -> None:
     """S11."""

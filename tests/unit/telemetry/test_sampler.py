@@ -303,6 +303,7 @@ async def test_a_guardrail_without_a_reading_holds_but_the_samples_are_used(
     fake.fail(mode, match="max (mem")
     got = await sample(server, queries(ERRORS, MEMORY), SCOPE, PACE, since=T0, now=T0 + 30)
     assert (got.data, got.reason, got.guardrails) == (Data.UNAVAILABLE, reason, {"memory": None})
+    assert got.problem.endswith(", or nobody sends the requests that it needs") is (mode in ("nan", "empty"))
     assert len(got.polls) == 1
     assert got.cut == T0 + 15
     dry = queries(ERRORS, {**MEMORY, "dryRun": True})

@@ -284,6 +284,7 @@ def slice_of(
             }
             for number, pod in enumerate(pods)
         ],
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
     }
 
 

@@ -61,7 +61,8 @@ def service(name: str, port: int = 80) -> Object:
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": port}]}}
 
 
-def endpoints(name: str, *pods: str, ready: bool = True) -> Object:
+def endpoints(name: str, *pods: str, ready: bool = True, open: tuple[str, ...] = ("",)) -> Object:
+    """`open`: names of the Service's ports for which the pods have one."""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -70,6 +71,7 @@ def endpoints(name: str, *pods: str, ready: bool = True) -> Object:
             {"targetRef": {"kind": "Pod", "name": pod}, "addresses": [pod], "conditions": {"ready": ready}}
             for pod in pods
         ],
+        "ports": [{"name": port, "port": 8080} for port in open] or None,
     }
 
 
@@ -218,6 +220,23 @@ def test_with_a_candidate_at_creation_what_serves_is_the_baseline() -> None:
     assert first_pinned(spec, serving(ONE)) is None
 
 
+METERED = [
+    {"name": "http", "port": 80, "targetPort": "web"},
+    {"name": "metrics", "port": 9090, "targetPort": "metrics"},
+]
+
+
+def closed(children: Children, name: str, *, ports: list[Object], open: tuple[str, ...]) -> Children:
+    """The children with a Service whose pods have ports for these of its ports only."""
+    obj = service(name) | {"spec": {"ports": ports}}
+    pods = [one["targetRef"]["name"] for one in children.endpointslices[name]["endpoints"]]
+    return replace(
+        children,
+        services={**children.services, name: obj},
+        endpointslices={**children.endpointslices, name: endpoints(name, *pods, open=open)},
+    )
+
+
 PROBLEMS: dict[str, tuple[Spec, Children, Reason | None]] = {
     "all is well": (spec_of(rollout_of("fraud-v1", "fraud-v2")), seen(), None),
     "a Service that is missing": (
@@ -229,6 +248,26 @@ PROBLEMS: dict[str, tuple[Spec, Children, Reason | None]] = {
         spec_of(rollout_of("fraud-v1", "fraud-v2")),
         seen(pods={"fraud-v1": ("a", "b"), "fraud-v2": ("b",)}),
         Reason.SELECTOR_OVERLAP,
+    ),
+    "a port by a name that no container has": (
+        spec_of(rollout_of("fraud-v1", "fraud-v2")),
+        closed(seen(), "fraud-v2", ports=[{"port": 80, "targetPort": "web"}], open=()),
+        Reason.INVALID_SPEC,
+    ),
+    "such a port beside one that is there": (
+        spec_of(rollout_of("fraud-v1", "fraud-v2")),
+        closed(seen(), "fraud-v2", ports=METERED, open=("metrics",)),
+        Reason.INVALID_SPEC,
+    ),
+    "such a port that gets no requests": (
+        spec_of(rollout_of("fraud-v1", "fraud-v2")),
+        closed(seen(), "fraud-v2", ports=METERED, open=("http",)),
+        None,
+    ),
+    "a Service whose pods are not there yet": (
+        spec_of(rollout_of("fraud-v1", "fraud-v2")),
+        seen(pods={"fraud-v1": ("a", "b"), "fraud-v2": ()}),
+        None,
     ),
     "nothing that serves": (
         spec_of(rollout_of("fraud-v1", "fraud-v2")),
@@ -247,6 +286,27 @@ PROBLEMS: dict[str, tuple[Spec, Children, Reason | None]] = {
 def test_what_is_wrong_at_creation(spec: Spec, children: Children, reason: Reason | None) -> None:
     problem = services_problem(spec, Status(), children)
     assert (problem.reason if problem else None) is reason
+
+
+def test_a_port_that_no_container_has_is_told_with_the_mend() -> None:
+    children = closed(seen(), "fraud-v2", ports=METERED, open=("metrics",))
+    problem = services_problem(spec_of(rollout_of("fraud-v1", "fraud-v2")), serving(ONE), children)
+    assert problem is not None
+    assert problem.message == (
+        "spec.service.ports: requests are routed to port 80, which Service fraud-v2 sends to 'web', and no container of its pods "
+        "has a port of that name: give one that name, or write its number as targetPort of the Service"
+    )
+
+
+def test_behind_a_service_that_finds_no_port_in_its_pods_none_is_ready() -> None:
+    """The control plane lists such pods, and they are ready; no proxy sends anything to them."""
+    children = closed(seen(*PAST), "fraud-v2", ports=[{"port": 80, "targetPort": "web"}], open=())
+    views = observe(rollout_of("fraud-v1", "fraud-v2"), children, NOW)
+    assert (views[ONE].ready, views[ONE].waiting) == (2, ())
+    assert views[TWO].ready == 0
+    assert views[TWO].waiting == (
+        "PortNotFound: no container of the pods has a port that Service fraud-v2 names as targetPort",
+    )
 
 
 POOL = {
