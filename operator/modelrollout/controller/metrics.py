@@ -10,7 +10,7 @@ import math
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -73,6 +73,9 @@ class Metrics:
         self._phase = gauge("phase", "1 for the present phase of a rollout.", *_OF_ROLLOUT, "phase")
         self._weight = gauge("weight_percent", "Weight committed for a side.", *_OF_ROLLOUT, "side")
         self._step = gauge("step", "Present step, from 1.", *_OF_ROLLOUT)
+        self._condition = gauge(
+            "condition", "1 for the present status of a condition.", *_OF_ROLLOUT, "type", "status", "reason"
+        )
         self._log_e = gauge(
             "evidence_log_e",
             "Natural logarithm of the e-value against a hypothesis.",
@@ -147,6 +150,12 @@ class Metrics:
         self._drop(namespace, name, self._step)
         if step is not None:
             self._set(self._step, step, namespace, name)
+
+    def show_conditions(self, namespace: str, name: str, conditions: Iterable[tuple[str, str, str]]) -> None:
+        """`conditions`: type, status and reason of each that there is."""
+        self._drop(namespace, name, self._condition)
+        for condition in conditions:
+            self._set(self._condition, 1, namespace, name, *condition)
 
     def show_evidence(
         self,

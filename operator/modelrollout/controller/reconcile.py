@@ -385,6 +385,7 @@ class Reconciler:
             *key, {"stable": weights.stable, "candidate": weights.candidate, "previous": weights.previous}
         )
         metrics.show_step(*key, status.step.index + 1 if status.step else None)
+        metrics.show_conditions(*key, ((c.type, c.status, c.reason) for c in status.conditions))
         assessment = decision.assessment
         shown = assessment.metrics if assessment and decision.state else ()
         metrics.drop_evidence(*key, kept={metric.name for metric in shown})

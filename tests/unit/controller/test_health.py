@@ -145,6 +145,7 @@ def show(metrics: Metrics, name: str) -> None:
     metrics.show_phase("shop", name, "Progressing")
     metrics.show_weights("shop", name, {"baseline": 90, "candidate": 10})
     metrics.show_step("shop", name, 2)
+    metrics.show_conditions("shop", name, [("Accepted", "True", "Accepted")])
     log_e = {"harm": 1.5, "harmless": 2.0}
     metrics.show_evidence("shop", name, "errors", log_e=log_e, ratio=1.0, low=0.9, high=1.2)
 
@@ -161,7 +162,7 @@ def test_a_rollout_is_shown_and_its_series_go_with_it():
     metrics.drop_rollout("shop", "fraud")
     left = scrape(metrics)
     assert not [series for series in left if "fraud" in series[1]]
-    assert len([series for series in left if "spam" in series[1]]) == 9
+    assert len([series for series in left if "spam" in series[1]]) == 10
     assert not metrics._series[("shop", "fraud")]
 
 
@@ -171,11 +172,16 @@ def test_only_the_present_phase_and_the_present_sides_have_series():
     metrics.show_phase("shop", "fraud", "Healthy")
     metrics.show_weights("shop", "fraud", {"baseline": 100})
     metrics.show_step("shop", "fraud", None)
+    metrics.show_conditions(
+        "shop", "fraud", [("Accepted", "False", "InvalidSpec"), ("Ready", "True", "Ready")]
+    )
     metrics.show_evidence("shop", "fraud", "errors", log_e={"harm": 3.0}, ratio=math.nan, low=None, high=2.0)
     shown = {series for series in scrape(metrics) if "fraud" in series[1]}
     assert ("modelrollout_phase", ("shop", "fraud", "Progressing")) not in shown
     assert ("modelrollout_phase", ("shop", "fraud", "Healthy")) in shown
     assert ("modelrollout_weight_percent", ("shop", "fraud", "candidate")) not in shown
+    conditions = {labels[2:] for name, labels in shown if name == "modelrollout_condition"}
+    assert conditions == {("Accepted", "False", "InvalidSpec"), ("Ready", "True", "Ready")}
     bounds = {labels[-1] for name, labels in shown if name == "modelrollout_evidence_ratio"}
     assert bounds == {"high"}, "what is not known has no series"
     metrics.drop_evidence("shop", "fraud")

@@ -467,6 +467,8 @@ async def test_a_port_by_a_name_that_no_container_has_is_not_tried_with_requests
     await world.run(60)
     said = world.condition("Accepted")
     assert (said["status"], said["reason"]) == ("False", "InvalidSpec")
+    labels = 'name="fraud",namespace="ml",reason="InvalidSpec",status="False",type="Accepted"'
+    assert f"modelrollout_condition{{{labels}}} 1.0" in world.exposition()
     assert "port http goes to 'web'" in said["message"]
     assert world.weights == {serving: 100}
     world.apply("2", service=by_name, workload=listening(ports=[{"name": "web", "containerPort": 9090}]))
