@@ -106,6 +106,7 @@ def endpoint_slice(service: str) -> Object:
         "kind": ENDPOINT_SLICE.kind,
         "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
         "endpoints": [{"addresses": ["10.244.0.9"], "conditions": {"ready": True}}],
+        "ports": [{"name": "http", "port": 8080}],
     }
 
 
