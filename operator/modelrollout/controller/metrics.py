@@ -20,7 +20,7 @@ from modelrollout.api.conditions import Reason
 from modelrollout.api.status import Outcome
 from modelrollout.cluster.port import Request
 
-_WITHOUT_PROOF = (Reason.NOT_PROVEN, Reason.INCONCLUSIVE, Reason.PROMOTE_REQUESTED, Reason.STABLE_UNAVAILABLE)
+_WITHOUT_PROOF = (Reason.NOT_PROVEN, Reason.INCONCLUSIVE, Reason.PROMOTE_REQUESTED)
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0, 259200.0, 604800.0)
 _OF_ROLLOUT = ("namespace", "name")

@@ -97,18 +97,6 @@ def retried(round: Round) -> Round | None:
     return begin(round) if "retry" in round.asked else None
 
 
-def baseline_never_worked(round: Round) -> Round | None:
-    """A candidate that is ready replaces a baseline that never was: there is nothing to compare it with."""
-    status = round.status
-    if status.stable is None or status.stable.ever_ready or round.view(status.stable).ready:
-        return None
-    if round.settled(status.candidate) < max(1, needed(round)):
-        return None
-    return promote(
-        round, unproven=True, why="the baseline never had a ready pod", reason=Reason.STABLE_UNAVAILABLE
-    )
-
-
 # 6, 6a, 7: what must not go on
 
 
@@ -637,7 +625,6 @@ CHAIN: tuple[Link, ...] = (
     Link("4", (*C, P, W), aborted),
     Link("5", (F, *C, W, H, R), superseded, forward=True),
     Link("5a", (H, R), retried, forward=True),
-    Link("5b", C, baseline_never_worked, forward=True),
     # In F and B nothing is taken back: readiness heals it, and the conditions say Stalled meanwhile.
     Link("6", (*C, P), too_late),
     Link("6", (W,), dead),

@@ -358,6 +358,8 @@ class Rules:
 
     def s5_promoted_is_what_was_analysed(self, case: Case) -> None:
         before, after = case.before, case.after
+        baseline = after.stable is not None and after.stable.ever_ready
+        assert after.phase not in ATTEMPT or baseline, "S5: compared with what never had a ready pod"
         if after.stable is None or (before.stable and before.stable.revision == after.stable.revision):
             return
         named = after.stable.revision
@@ -376,8 +378,7 @@ class Rules:
             return
         if judged.pending and not case.asked("promote"):
             moved = any(event.reason is EventReason.STEP_COMPLETED for event in case.decision.events)
-            never = before.stable is not None and not before.stable.ever_ready
-            assert not moved or never, "S6: forward without the newest word"
+            assert not moved, "S6: forward without the newest word"
         blind = judged.data in AWAY or (judged.assessment is None and not judged.guardrails)
         reason = after.history[0].reason if after.history else None
         fresh = reason != (before.history[0].reason if before.history else None)
@@ -396,10 +397,9 @@ class Rules:
         if stale and not blind and before.unproven:
             return  # the deadline allowed to go on without proof, and it was looked
         completed = any(event.reason is EventReason.STEP_COMPLETED for event in case.decision.events)
-        never = before.stable is not None and not before.stable.ever_ready
         if reason == "NotSuperior" and after.phase == Phase.ROLLING_BACK:
             return  # a test whose time is over takes nothing over
-        assert not completed or case.asked("promote") or never, "S6: forward without data"
+        assert not completed or case.asked("promote"), "S6: forward without data"
 
     def gates_are_passed(self, case: Case) -> None:
         """No step ends before its gates have said yes, each asked by itself and no more often than it may be."""
@@ -415,9 +415,8 @@ class Rules:
                 )
                 said_yes = gate.state is not GateState.PASSED or self._passed(case, gate.id)
                 assert said_yes, f"gates: {gate.name} passed by itself"
-        never = before.stable is not None and not before.stable.ever_ready
         completed = any(event.reason is EventReason.STEP_COMPLETED for event in case.decision.events)
-        if not completed or case.asked("promote") or never:
+        if not completed or case.asked("promote"):
             return
         promoting = after.phase == Phase.PROMOTING
         if after.step is not None and after.plan:
