@@ -353,15 +353,24 @@ def _progress_deadline(round: Round) -> Round:
         return round.put(progress_deadline_at=None) if phase != Phase.ROLLING_BACK else round
     # Pods that are exchanged one by one each get their time; the way back has one end, unless it is such an exchange.
     rose = role.desired > old and (phase != Phase.ROLLING_BACK or round.spec.workload.elastic)
+    deadline = status.progress_deadline_at
+    if deadline is not None and round.spec.workload.services is not None:
+        # What is asked of the user's pods goes up and down with the baseline's scaler: that gives no more time.
+        rose = rose and _goes_on(round)
     # A promotion has no other clock: whoever loses a pod while it takes over has the time of progressDeadline for another.
     least = role.desired if phase == Phase.PROMOTING else 1
     lacking = role.ready < least or round.seen.route.routed_since is None
-    deadline = status.progress_deadline_at
     # What is past and was not held against the candidate begins anew.
     excused = deadline is not None and round.now >= deadline and phase in FORWARD
     if rose or excused or (deadline is None and lacking):
         return round.put(progress_deadline_at=round.now + round.spec.progress_deadline)
     return round
+
+
+def _goes_on(round: Round) -> bool:
+    """Whether another phase or step begins, for which the candidate may need more pods."""
+    old, new = round.before, round.status
+    return old.phase != new.phase or (old.step and old.step.id) != (new.step and new.step.id)
 
 
 def _watch_deadline(round: Round) -> Round:

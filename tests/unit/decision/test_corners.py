@@ -939,6 +939,23 @@ class TestTheUsersOwnScalers:
         world.run(1800, every=30)
         assert (world.status.phase, world.status.weights.candidate) == ("Progressing", 50)
 
+    def test_a_baseline_that_grows_again_and_again_holds_no_promotion_for_ever(self) -> None:
+        """Its scaler goes up and down; the candidate is too small for either size, and has progressDeadline once."""
+        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
+        world = World(spec=spec_of(workload={"replicas": 4, "services": names})).healthy()
+        names = {"stable": {"name": "a"}, "candidate": {"name": "c"}}
+        ten = {"canary": {"steps": [{"weight": 10, "duration": "2m"}]}}
+        world.edit(workload={"replicas": 4, "services": names}, strategy=ten).release("2")
+        started(world)
+        assert world.status.stable
+        stable = world.status.stable.revision
+        world.own = {stable: 4, world.revision: 1}
+        world.judge(GOOD).until("Promoting")
+        for size in (5, 4) * 5:
+            world.own[stable] = size
+            world.run(240, every=10)
+        assert world.status.phase == "RolledBack"
+
     def test_what_both_shrank_to_is_enough_for_a_promotion_after_a_day_of_more(self) -> None:
         world, stable = self.by_day(candidate=4)
         world.own = {stable: 8, world.revision: 8}
