@@ -888,15 +888,23 @@ class TestADeadlineIsForWhatIsWaitedFor:
 class TestTheUsersOwnScalers:
     """Behind Services of the user's, pods come and go by the user's autoscaler: what both sides shrank to is enough."""
 
+    TEN: ClassVar[dict[str, Any]] = {"canary": {"steps": [{"weight": 10, "duration": "2m"}]}}
+    PAIR: ClassVar[dict[str, Any]] = {"stable": {"name": "a"}, "candidate": {"name": "c"}}
+
+    def released(self, **changes: Any) -> tuple[World, str]:
+        """The first step of another version, beside four pods of what serves; and which revision serves."""
+        first = self.PAIR | {"candidate": {"name": "b"}}
+        world = World(spec=spec_of(workload={"replicas": 4, "services": first})).healthy()
+        world.edit(workload={"replicas": 4, "services": self.PAIR}, **changes).release("2")
+        stable = started(world).status.stable
+        assert stable
+        return world, stable.revision
+
     def night(self) -> World:
         """At the start there were four pods, and by now there are two for each."""
-        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
-        world = World(spec=spec_of(workload={"replicas": 4, "services": names})).healthy()
-        names = {"stable": {"name": "a"}, "candidate": {"name": "c"}}
-        world.edit(workload={"replicas": 4, "services": names}).release("2")
-        started(world).run(120)
-        world.edit(workload={"replicas": 1, "services": names})
-        world.most = 2
+        world, stable = self.released()
+        world.run(120).edit(workload={"replicas": 1, "services": self.PAIR})
+        world.own = {stable: 2, world.revision: 2}
         return world.run(30)
 
     def test_the_promotion_needs_no_more(self) -> None:
@@ -911,23 +919,17 @@ class TestTheUsersOwnScalers:
         assert world.status.previous
         assert world.status.previous.desired == 0
         promoted = world.status.stable.revision
-        world.lose(world.status.previous.revision, 9).lose(promoted, 9).run(900)
+        world.own[world.status.previous.revision] = 0
+        world.lose(promoted, 9).run(900)
         assert world.status.phase == "Watching"
         world.lose(promoted, 0).until("Healthy", limit=7200, every=30)
         assert world.status.stable.revision == promoted
 
     def by_day(self, candidate: int) -> tuple[World, str]:
-        """Four pods of the baseline and so many of the candidate, in the middle of a step of 50 %; whose pods are the baseline's."""
-        steps = [{"weight": 50, "duration": "1h"}]
-        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
-        workload = {"replicas": 1, "services": names}
-        world = World(spec=spec_of(workload=workload, strategy={"canary": {"steps": steps}}))
-        world.edit(workload={"replicas": 4, "services": names}).healthy()
-        world.edit(workload={"replicas": 4, "services": names | {"candidate": {"name": "c"}}}).release("2")
-        started(world)
-        world.edit(workload={"replicas": 1, "services": names | {"candidate": {"name": "c"}}})
-        assert world.status.stable
-        stable = world.status.stable.revision
+        """Four pods of the baseline and so many of the candidate, in the middle of a step of 50 %; and whose pods are the
+        baseline's."""
+        world, stable = self.released(strategy={"canary": {"steps": [{"weight": 50, "duration": "1h"}]}})
+        world.edit(workload={"replicas": 1, "services": self.PAIR})
         world.own = {stable: 4, world.revision: candidate}
         return world.run(60), stable
 
@@ -941,14 +943,7 @@ class TestTheUsersOwnScalers:
 
     def test_a_baseline_that_grows_again_and_again_holds_no_promotion_for_ever(self) -> None:
         """Its scaler goes up and down; the candidate is too small for either size, and has progressDeadline once."""
-        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
-        world = World(spec=spec_of(workload={"replicas": 4, "services": names})).healthy()
-        names = {"stable": {"name": "a"}, "candidate": {"name": "c"}}
-        ten = {"canary": {"steps": [{"weight": 10, "duration": "2m"}]}}
-        world.edit(workload={"replicas": 4, "services": names}, strategy=ten).release("2")
-        started(world)
-        assert world.status.stable
-        stable = world.status.stable.revision
+        world, stable = self.released(strategy=self.TEN)
         world.own = {stable: 4, world.revision: 1}
         world.judge(GOOD).until("Promoting")
         for size in (5, 4) * 5:
@@ -970,15 +965,10 @@ class TestTheUsersOwnScalers:
 
     def test_a_candidate_that_is_kept_small_is_told_who_has_to_scale_it(self) -> None:
         """It was proven harmless, and it takes over with as many pods as the baseline has or not at all."""
-        names = {"stable": {"name": "a"}, "candidate": {"name": "b"}}
-        world = World(spec=spec_of(workload={"replicas": 4, "services": names})).healthy()
-        names = {"stable": {"name": "a"}, "candidate": {"name": "c"}}
-        ten = {"canary": {"steps": [{"weight": 10, "duration": "2m"}]}}
-        world.edit(workload={"replicas": 4, "services": names}, strategy=ten).release("2")
-        candidate, said = started(world).judge(GOOD).revision, ""
+        world, stable = self.released(strategy=self.TEN)
+        world.own, said = {stable: 4, world.judge(GOOD).revision: 1}, ""
         for _ in range(200):
             world.tick(10)
-            del world.pods[candidate][1:]
             if world.status.phase == "Promoting":
                 said = str(world.status.message)
             if world.status.phase == "RolledBack":

@@ -139,7 +139,6 @@ class World:
     lost: dict[str, int] = field(default_factory=dict)  # revision → pods that are not ready now
     restarts: dict[str, int] = field(default_factory=dict)
     room: int | None = None  # pods that the nodes have room for, all revisions together
-    most: int | None = None  # pods that the user's own scaler lets a revision have
     own: dict[str, int] = field(default_factory=dict)  # revision → pods that its user keeps of it
     lag: dict[str, list[float]] | None = (
         None  # ready endpoints by revision, where EndpointSlices are behind the pods
@@ -305,7 +304,7 @@ class World:
     def _follow(self) -> None:
         alive: dict[str, int] = {gone.revision: gone.desired for gone in self.status.retiring}
         for role in self._roles():
-            alive[role.revision] = role.desired if self.most is None else min(role.desired, self.most)
+            alive[role.revision] = role.desired
         for revision, desired in (alive | self.own).items():
             since = self.pods.setdefault(revision, [])
             fewer = len(since) - desired
