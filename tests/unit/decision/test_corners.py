@@ -920,7 +920,7 @@ class TestTheUsersOwnScalers:
         assert world.status.previous.desired == 0
         promoted = world.status.stable.revision
         world.own[world.status.previous.revision] = 0
-        world.lose(promoted, 9).run(900)
+        world.run(5).lose(promoted, 9).run(900)
         assert world.status.phase == "Watching"
         world.lose(promoted, 0).until("Healthy", limit=7200, every=30)
         assert world.status.stable.revision == promoted
