@@ -15,6 +15,7 @@ import pytest
 from lab.kube import KubeError, Object, path_of
 from lab.operator import Operator
 from lab.process import wait_until
+from modelrollout.controller.memory import RETRY_CONTESTED
 from tests.cluster.harness import (
     BAD,
     GATEWAY,
@@ -357,7 +358,7 @@ def a_route_that_another_writer_reverts_is_put_right_and_contested_after_three_t
     wanted = {rollout.child(old): 80, rollout.child(new): 20}
     for _ in range(3):
         foreign = version_of(revert(rollout, {rollout.child(old): 100}))
-        world.routes.wait(
+        corrected = world.routes.wait(
             rollout.namespace,
             "fraud",
             lambda route: weights_of(route) == wanted,
@@ -372,7 +373,17 @@ def a_route_that_another_writer_reverts_is_put_right_and_contested_after_three_t
     assert condition(contested, "TrafficVerified")["status"] == "False"
     assert "argocd" in condition(contested, "TrafficVerified")["message"]
     assert "left" in contested["status"]["step"], "the clock is held"
-    rollout.client.delete(rollout.path)
+    rollout.ask("abort", new)
+    back = world.routes.wait(
+        rollout.namespace,
+        "fraud",
+        lambda route: weights_of(route) == {rollout.child(old): 100},
+        "the way back",
+        after=version_of(corrected) + 1,
+    )
+    took = world.routes.seen(version_of(back)) - world.routes.seen(version_of(corrected))
+    assert took < RETRY_CONTESTED / 2, "what is decided meanwhile does not wait for the next correction"
+    rollout.wait_phase("RolledBack")
 
 
 def revert(rollout: Rollout, weights: dict[str, int]) -> Object:
